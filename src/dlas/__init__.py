@@ -1,0 +1,3 @@
+"""dlas: the Deep Learning Acceleration Stack as one package."""
+
+__version__ = "0.1.0"

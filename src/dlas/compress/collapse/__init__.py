@@ -1,0 +1,1 @@
+"""Merge layers that are linear in sequence."""

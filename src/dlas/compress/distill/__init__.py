@@ -1,0 +1,1 @@
+"""Train a smaller network to follow a larger one."""

@@ -1,0 +1,1 @@
+"""Replace a weight by a product of smaller ones."""

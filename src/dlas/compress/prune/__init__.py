@@ -1,0 +1,1 @@
+"""Remove weights or channels."""

@@ -1,0 +1,1 @@
+"""Across the layers: what does each choice cost?"""

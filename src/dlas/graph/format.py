@@ -1,0 +1,104 @@
+"""What a file format is: how it is recognised, read into a Model and written from one.
+
+Members live in ``graph/formats/``, one module or sub-package each.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+from dlas.core.errors import ModelError, UnsupportedError
+from dlas.core.options import Configurable
+from dlas.core.registry import Registry
+from dlas.graph.model import Model
+
+formats: Registry[type[Format]] = Registry("format", "dlas.graph.formats")
+
+
+@dataclass(frozen=True)
+class Written:
+    """What an exporter did: notes name everything that could not be kept."""
+
+    path: Path
+    notes: tuple[str, ...] = ()
+
+
+class Format(Configurable):
+    """A file format of networks.
+
+    Class attributes:
+        suffixes: File endings, with the dot.
+        can_write: Whether :meth:`save` exists.
+    """
+
+    suffixes: ClassVar[tuple[str, ...]] = ()
+    can_write: ClassVar[bool] = False
+
+    @classmethod
+    def recognises(cls, head: bytes) -> bool:
+        """Whether the first 64 bytes of a file can be of this format (a cheap test against wrong endings)."""
+        return True
+
+    @abstractmethod
+    def load(self, path: Path) -> Model:
+        """Read a file.
+
+        Raises:
+            ModelError: Missing, truncated, of another type, or not a valid network.
+            UnsupportedError: It uses an operator that cannot be expressed; all of them are named.
+        """
+
+    def save(self, model: Model, path: Path) -> Written:
+        """Write ``model`` to ``path`` (atomically)."""
+        raise UnsupportedError(f"format {self.name} cannot be written")
+
+
+def format_for(path: Path) -> type[Format]:
+    """The format whose suffix ``path`` carries.
+
+    Raises:
+        ModelError: No format has that suffix.
+    """
+    known: list[str] = []
+    for _, member in formats.members():
+        known += member.suffixes
+        if path.suffix.lower() in member.suffixes:
+            return member
+    raise ModelError(
+        f"{path.name}: no format has the ending {path.suffix or '(none)'!r}",
+        "accepted: " + ", ".join(sorted(known)),
+    )
+
+
+def load_model(path: Path, **options: Any) -> Model:
+    """Read a network from ``path``; options go to the format's reader.
+
+    Raises:
+        ModelError: The file is missing, empty, or not what its ending says.
+    """
+    if path.is_dir():
+        raise ModelError(f"{path} is a folder, not a model file")
+    if not path.exists():
+        raise ModelError(f"{path}: no such file", "check the path, or set DLAS_DATA for relative ones")
+    if path.stat().st_size == 0:
+        raise ModelError(f"{path.name} is empty", "download or export it again")
+    member = format_for(path)
+    with path.open("rb") as file:
+        head = file.read(64)
+    if not member.recognises(head):
+        raise ModelError(
+            f"{path.name} is not a {member.name} file although it ends in {path.suffix}",
+            "check that it was downloaded or exported completely",
+        )
+    return member(**options).load(path)
+
+
+def save_model(model: Model, path: Path, **options: Any) -> Written:
+    """Write a network to ``path`` in the format its ending names."""
+    member = format_for(path)
+    if not member.can_write:
+        raise UnsupportedError(f"format {member.name} can be read but not written")
+    return member(**options).save(model, path)

@@ -1,0 +1,1 @@
+"""File formats, one module each: read into a Model and, where possible, written from one."""

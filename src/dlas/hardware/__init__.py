@@ -1,0 +1,1 @@
+"""Layer 6, hardware: the devices a network can be measured on, or estimated for."""

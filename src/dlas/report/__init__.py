@@ -1,0 +1,1 @@
+"""The pictures: one self-contained HTML page per study."""

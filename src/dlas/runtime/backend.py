@@ -1,0 +1,143 @@
+"""What a back end is.
+
+Compiling has two halves, so that the result can be cached and shared by several thread counts: ``build`` writes a
+self-contained artifact into a folder, ``load`` makes it runnable. Both may crash the process in third-party code, so
+studies call them only inside a worker (``runtime.session``).
+"""
+
+from __future__ import annotations
+
+import tempfile
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+
+from dlas.core.errors import UnsupportedError
+from dlas.core.figure import Figure
+from dlas.core.options import Choice, Configurable
+from dlas.core.registry import Registry
+from dlas.graph.model import Model
+from dlas.hardware.target import Target, target_for
+
+backends: Registry[type[Backend]] = Registry("backend", "dlas.runtime.backends")
+
+
+@dataclass(frozen=True)
+class LayerTiming:
+    """Time of one node of the compiled network.
+
+    Attributes:
+        name: Node name as the back end reports it.
+        op: Operator type as the back end reports it.
+        milliseconds: Median time per run.
+    """
+
+    name: str
+    op: str
+    milliseconds: float
+
+
+class Executable(ABC):
+    """A compiled network, ready to run. Use as a context manager or call :meth:`close`.
+
+    Attributes:
+        notes: Anything that differs from what was asked, such as ``arithmetic in float32``.
+    """
+
+    notes: tuple[str, ...] = ()
+
+    @abstractmethod
+    def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Outputs by the Model's output names; arrays are the caller's own (never views into the engine).
+
+        Raises:
+            ShapeError: An input has another name, shape or dtype than the Model declares (batch as built).
+        """
+
+    def runner(self, inputs: Mapping[str, np.ndarray]) -> Callable[[], object]:
+        """A call without arguments that does one inference, with everything but the inference done beforehand."""
+        return lambda: self.run(inputs)
+
+    def profile(self, inputs: Mapping[str, np.ndarray], repeats: int = 30) -> tuple[LayerTiming, ...]:
+        """Time per layer; raises UnsupportedError where the back end cannot tell."""
+        raise UnsupportedError(f"{type(self).__name__} has no per-layer profile")
+
+    def memory(self) -> dict[str, Figure]:
+        """Memory figures the back end itself can give (arena, planned activations); may be empty."""
+        return {}
+
+    def close(self) -> None:
+        """Give back what the engine holds; calling it again does nothing."""
+
+    def __enter__(self) -> Executable:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class Backend(Configurable):
+    """Systems software that runs a network.
+
+    Class attributes:
+        distribution: Name of the Python distribution whose version identifies the back end.
+        isa_aware: Whether it honours the target's ``isa``.
+        fixed_batch: Whether an artifact runs one batch size only.
+    """
+
+    distribution: ClassVar[str] = ""
+    isa_aware: ClassVar[bool] = False
+    fixed_batch: ClassVar[bool] = True
+
+    def supports(self, model: Model, target: Target) -> str:
+        """Why this network cannot run here, or an empty string."""
+        return ""
+
+    @abstractmethod
+    def build(self, model: Model, target: Target, folder: Path, *, batch: int = 1) -> None:
+        """Write the artifact into the existing, empty ``folder``.
+
+        Raises:
+            UnsupportedError: The network uses something the back end cannot do.
+        """
+
+    @abstractmethod
+    def load(self, folder: Path, target: Target, *, threads: int = 1) -> Executable:
+        """Make an artifact runnable with ``threads`` threads."""
+
+    def compile(
+        self, model: Model, target: str | Target = "host", *, threads: int = 1, batch: int = 1
+    ) -> Executable:
+        """Build into a temporary folder and load; for interactive use (no worker, no cache)."""
+        if isinstance(target, str):
+            target = target_for(target)
+        reason = self.supports(model, target)
+        if reason:
+            raise UnsupportedError(f"{self.name} cannot run {model.name}: {reason}")
+        holder = tempfile.TemporaryDirectory(prefix="dlas-")
+        self.build(model, target, Path(holder.name), batch=batch)
+        executable = self.load(Path(holder.name), target, threads=threads)
+        executable._holder = holder  # type: ignore[attr-defined]  # the artifact lives as long as what runs it
+        return executable
+
+
+def backend_for(choice: str | Choice) -> Backend:
+    """A back end given as ``name:key=value``; raises MissingDependencyError when its library is absent."""
+    if isinstance(choice, str):
+        choice = Choice.parse(choice)
+    member = backends.get(choice.name)
+    missing = member.missing()
+    if missing:
+        raise UnsupportedError(f"back end {choice.name} {missing}")
+    return member(**choice.as_dict())
+
+
+def facts(member: type[Backend]) -> dict[str, Any]:
+    """Facts about a back end for ``dlas list``."""
+    from dlas.core.lazy import distribution_version
+
+    return {"version": distribution_version(member.distribution), "isa_aware": member.isa_aware}

@@ -1,0 +1,1 @@
+"""Conformance suites: inherit one, name a member, and it is proved right."""

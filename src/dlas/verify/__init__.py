@@ -1,0 +1,1 @@
+"""Across the layers: is the deployed network still right?"""
