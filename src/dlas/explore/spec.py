@@ -214,8 +214,10 @@ def read_pipelines(given: Any) -> list[Pipeline]:
     found: list[Pipeline] = []
     for entry in given if isinstance(given, list) else [given]:
         parts = entry if isinstance(entry, list) else [entry]
-        for combination in itertools.product(*(_expand(part) for part in parts)):
-            found.append(Pipeline(tuple(itertools.chain.from_iterable(p.steps for p in combination))))
+        found.extend(
+            Pipeline(tuple(itertools.chain.from_iterable(p.steps for p in combination)))
+            for combination in itertools.product(*(_expand(part) for part in parts))
+        )
     return list(dict.fromkeys(found))
 
 
@@ -287,7 +289,6 @@ def _line_of(text: str, error: UnknownKeyError) -> int:
             table = header[1].split(".")[0]
             if not error.table and table == error.key:
                 return number
-        elif table == error.table or (not error.table and not table):
-            if re.match(rf"\s*[\"']?{re.escape(error.key)}[\"']?\s*=", line):
-                return number
+        elif table == error.table and re.match(rf"\s*[\"']?{re.escape(error.key)}[\"']?\s*=", line):
+            return number
     return 1

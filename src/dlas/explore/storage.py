@@ -1,0 +1,173 @@
+"""Where the rows of a study are kept.
+
+A storage holds studies by name and, per study, one row per point key. Rows are written when a point is finished, in
+one transaction, so a killed study has each finished point exactly once. SQLite is the default; anything that has
+these few methods can stand in for it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sqlite3
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+from dlas.core.errors import DlasError
+from dlas.core.figure import Record
+from dlas.explore.result import Point
+
+SCHEMA = 1
+
+
+class Storage(Protocol):
+    """What a study needs of a place to keep its rows."""
+
+    def put_study(self, name: str, facts: Mapping[str, Any]) -> None:
+        """Create the study or replace what is known about it (stack file, command, facts)."""
+        ...
+
+    def study(self, name: str) -> dict[str, Any]:
+        """What :meth:`put_study` was given; raises DlasError when there is no such study."""
+        ...
+
+    def studies(self) -> list[str]:
+        """Names of all studies, the one changed last first."""
+        ...
+
+    def put_point(self, study: str, point: Point) -> None:
+        """Store a finished point; a second write of the same key replaces the first."""
+        ...
+
+    def points(self, study: str) -> dict[str, Point]:
+        """All finished points of a study by key."""
+        ...
+
+    def forget(self, study: str, keys: list[str]) -> None:
+        """Remove points, to be tried again."""
+        ...
+
+    def close(self) -> None:
+        """Give back what is held."""
+        ...
+
+
+class SqliteStorage:
+    """A study file: SQLite in WAL mode, safe to read while a study runs.
+
+    Raises:
+        DlasError: The file is not a study file, is newer than this program, or cannot be written.
+    """
+
+    def __init__(self, path: Path, *, create: bool = True) -> None:
+        self.path = path
+        if not create and not path.exists():
+            raise DlasError(f"{path}: no such study file", "run `dlas run` or `dlas study run` first")
+        try:
+            if create:
+                path.parent.mkdir(parents=True, exist_ok=True)
+            self._db = sqlite3.connect(path, timeout=30.0, isolation_level=None)
+            self._db.row_factory = sqlite3.Row
+            self._db.execute("PRAGMA journal_mode = WAL")
+            self._migrate()
+        except (OSError, sqlite3.Error) as error:
+            raise DlasError(
+                f"{path}: cannot be used as a study file: {error}", "name another folder with --out"
+            ) from error
+
+    def _migrate(self) -> None:
+        version = self._db.execute("PRAGMA user_version").fetchone()[0]
+        if version > SCHEMA:
+            raise DlasError(
+                f"{self.path}: written by a newer dlas (schema {version}, this one knows {SCHEMA})",
+                "upgrade dlas",
+            )
+        if version == SCHEMA:
+            return
+        with self._transaction():
+            self._db.execute(
+                "CREATE TABLE IF NOT EXISTS studies (name TEXT PRIMARY KEY, facts TEXT NOT NULL, changed REAL)"
+            )
+            self._db.execute(
+                "CREATE TABLE IF NOT EXISTS points (study TEXT NOT NULL, key TEXT NOT NULL, choices TEXT NOT NULL,"
+                " outcome TEXT NOT NULL, baseline INTEGER NOT NULL, record TEXT NOT NULL, seconds REAL NOT NULL,"
+                " finished REAL NOT NULL, PRIMARY KEY (study, key))"
+            )
+            self._db.execute(f"PRAGMA user_version = {SCHEMA}")
+
+    @contextlib.contextmanager
+    def _transaction(self) -> Iterator[None]:
+        self._db.execute("BEGIN IMMEDIATE")
+        try:
+            yield
+        except BaseException:
+            self._db.execute("ROLLBACK")
+            raise
+        self._db.execute("COMMIT")
+
+    def put_study(self, name: str, facts: Mapping[str, Any]) -> None:
+        """Create or replace; see Storage."""
+        with self._transaction():
+            self._db.execute(
+                "INSERT INTO studies VALUES (?, ?, ?) ON CONFLICT (name) DO UPDATE SET facts = excluded.facts,"
+                " changed = excluded.changed",
+                (name, json.dumps(dict(facts)), time.time()),
+            )
+
+    def study(self, name: str) -> dict[str, Any]:
+        """Facts of one study; see Storage."""
+        row = self._db.execute("SELECT facts FROM studies WHERE name = ?", (name,)).fetchone()
+        if row is None:
+            raise DlasError(
+                f"{self.path} holds no study {name!r}", "it holds: " + (", ".join(self.studies()) or "none")
+            )
+        return json.loads(row["facts"])
+
+    def studies(self) -> list[str]:
+        """Names, newest first; see Storage."""
+        return [r["name"] for r in self._db.execute("SELECT name FROM studies ORDER BY changed DESC")]
+
+    def put_point(self, study: str, point: Point) -> None:
+        """Store one point; see Storage."""
+        record = json.dumps(point.record.to_dict())
+        with self._transaction():
+            self._db.execute(
+                "INSERT OR REPLACE INTO points VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+                (
+                    study,
+                    point.key,
+                    json.dumps(dict(point.choices)),
+                    str(point.record.outcome),
+                    int(point.baseline),
+                    record,
+                    point.seconds,
+                    time.time(),
+                ),
+            )
+
+    def points(self, study: str) -> dict[str, Point]:
+        """All points by key; see Storage."""
+        rows = self._db.execute("SELECT * FROM points WHERE study = ? ORDER BY rowid", (study,))
+        return {
+            row["key"]: Point(
+                row["key"],
+                json.loads(row["choices"]),
+                Record.from_dict(json.loads(row["record"])),
+                bool(row["baseline"]),
+                row["seconds"],
+            )
+            for row in rows
+        }
+
+    def forget(self, study: str, keys: list[str]) -> None:
+        """Remove points; see Storage."""
+        with self._transaction():
+            self._db.executemany(
+                "DELETE FROM points WHERE study = ? AND key = ?", [(study, key) for key in keys]
+            )
+
+    def close(self) -> None:
+        """Close the file; see Storage."""
+        self._db.close()

@@ -1,0 +1,229 @@
+"""Do two networks, or two ways to run one network, give the same answers?
+
+Scores are compared row by row. Labels that differ are counted with a 95 % Wilson interval and set against the *noise
+floor*: how much the answers of the reference itself move when only its kernels change. Only a difference that lies
+above that floor is held against a path. Follows the DeltaNN line of work (differential testing over frameworks,
+optimisation levels and devices), with the floor added.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from enum import StrEnum
+from typing import Any
+
+import numpy as np
+
+from dlas.core.errors import ShapeError
+from dlas.core.figure import Figure, Source
+from dlas.core.statistics import wilson
+
+EQUAL_RELATIVE_L2 = 1e-4  # float32 kernels that sum in another order stay below this on deep networks
+DEGENERATE_SHARE = 0.9  # one label for this share of the rows, where the reference gives several
+
+
+class Verdict(StrEnum):
+    """Whether a path is still right, worst first."""
+
+    CRASH = "crash"
+    SHAPE = "shape"
+    NAN = "nan"
+    DEGENERATE = "degenerate"
+    LABEL_DIFF = "label-diff"
+    SCORE_ONLY = "score-only"
+    EQUAL = "equal"
+
+    @property
+    def right(self) -> bool:
+        """Whether the answers may be relied on."""
+        return self in (Verdict.EQUAL, Verdict.SCORE_ONLY)
+
+
+@dataclass(frozen=True)
+class NoiseFloor:
+    """How much the reference's answers move when only its kernels change.
+
+    Attributes:
+        flips: Rows whose label moved.
+        rows: Rows looked at.
+        max_abs: Largest change of any score.
+        relative_l2: ``||a - b|| / ||a||`` over all scores.
+        paths: The two ways the reference was run.
+    """
+
+    flips: int = 0
+    rows: int = 0
+    max_abs: float = 0.0
+    relative_l2: float = 0.0
+    paths: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain dictionary."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """How the answers of one path differ from the reference's.
+
+    Attributes:
+        verdict: Whether the path is still right.
+        reason: Why, in one line.
+        rows: Rows compared.
+        label_diff: Fraction of rows with another label; None when the outputs are no class scores.
+        topk_agreement: Mean overlap of the top-k labels, with k; None likewise.
+        max_abs: Largest difference of any score.
+        relative_l2: ``||a - b|| / ||a||``.
+        sqnr_db: Signal-to-noise ratio in dB; None when the answers are identical.
+        flips: Rows whose label differs, those that rounding cannot explain first.
+        unexplained: How many of them rounding cannot explain.
+    """
+
+    verdict: Verdict
+    reason: str
+    rows: int
+    label_diff: Figure | None = None
+    topk_agreement: Figure | None = None
+    max_abs: float = 0.0
+    relative_l2: float = 0.0
+    sqnr_db: float | None = None
+    flips: tuple[int, ...] = ()
+    unexplained: int = 0
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain dictionary, fit for JSON."""
+        return {
+            "verdict": str(self.verdict),
+            "reason": self.reason,
+            "rows": self.rows,
+            "label_diff": self.label_diff.to_dict() if self.label_diff else None,
+            "topk_agreement": self.topk_agreement.to_dict() if self.topk_agreement else None,
+            "max_abs": self.max_abs,
+            "relative_l2": self.relative_l2,
+            "sqnr_db": self.sqnr_db,
+            "flips": list(self.flips[:50]),
+            "unexplained": self.unexplained,
+        }
+
+
+def sqnr_db(reference: np.ndarray, other: np.ndarray) -> float | None:
+    """Signal-to-quantisation-noise ratio ``10 log10(sum a^2 / sum (a-b)^2)`` in dB; None when a equals b."""
+    a, b = reference.astype(np.float64), other.astype(np.float64)
+    noise = float(np.sum((a - b) ** 2))
+    if noise == 0.0:
+        return None
+    signal = float(np.sum(a**2))
+    return 10.0 * float(np.log10(signal / noise)) if signal > 0 else -300.0
+
+
+def is_classifier(scores: np.ndarray) -> bool:
+    """Whether ``(N, ...)`` outputs can be read as class scores: one vector of at least two numbers per row."""
+    return scores.ndim == 2 and scores.shape[1] >= 2
+
+
+def floor_between(first: np.ndarray, second: np.ndarray, paths: str) -> NoiseFloor:
+    """Noise floor from two runs of the reference under different kernels, ``(N, ...)`` each."""
+    a, b = first.astype(np.float64), second.astype(np.float64)
+    flips = int(np.sum(a.argmax(1) != b.argmax(1))) if is_classifier(a) else 0
+    norm = float(np.linalg.norm(a))
+    return NoiseFloor(
+        flips=flips,
+        rows=len(a),
+        max_abs=float(np.max(np.abs(a - b), initial=0.0)),
+        relative_l2=float(np.linalg.norm(a - b)) / norm if norm else 0.0,
+        paths=paths,
+    )
+
+
+def compare_outputs(
+    reference: np.ndarray,
+    other: np.ndarray,
+    *,
+    floor: NoiseFloor | None = None,
+    k: int = 5,
+    classify: bool | None = None,
+) -> Comparison:
+    """Compare the answers of a path with the reference's.
+
+    Args:
+        reference: ``(N, ...)`` scores of the reference.
+        other: Scores of the path, same shape.
+        floor: Noise floor of the reference; None means none was measured, so any difference counts.
+        k: Labels per row whose overlap is reported.
+        classify: Whether the outputs are class scores; by default read off the shape.
+
+    Raises:
+        ShapeError: The reference itself holds no rows or no finite numbers.
+    """
+    floor = floor or NoiseFloor()
+    if len(reference) == 0 or not np.isfinite(reference.astype(np.float64)).all():
+        raise ShapeError(
+            "the reference's own outputs are empty or not finite", "check the source model and its inputs"
+        )
+    rows = len(reference)
+    if other.shape != reference.shape:
+        reason = f"outputs are {list(other.shape)}, the reference's {list(reference.shape)}"
+        return Comparison(Verdict.SHAPE, reason, rows)
+    a, b = reference.astype(np.float64), other.astype(np.float64)
+    if not np.isfinite(b).all():
+        bad = int(np.sum(~np.isfinite(b.reshape(rows, -1)).all(axis=1)))
+        return Comparison(Verdict.NAN, f"{bad} of {rows} rows hold NaN or infinity", rows)
+
+    norm = float(np.linalg.norm(a))
+    common = {
+        "rows": rows,
+        "max_abs": float(np.max(np.abs(a - b), initial=0.0)),
+        "relative_l2": float(np.linalg.norm(a - b)) / norm if norm else float(np.linalg.norm(b)),
+        "sqnr_db": sqnr_db(a, b),
+    }
+    same_scores = common["relative_l2"] <= max(EQUAL_RELATIVE_L2, 2 * floor.relative_l2)
+    if not (is_classifier(a) if classify is None else classify):
+        if same_scores:
+            return Comparison(Verdict.EQUAL, "", **common)
+        reason = f"scores differ by {common['relative_l2']:.2g} relative (L2)"
+        return Comparison(Verdict.SCORE_ONLY, reason, **common)
+    return _compare_labels(a, b, floor, k, same_scores, common)
+
+
+def _compare_labels(
+    a: np.ndarray, b: np.ndarray, floor: NoiseFloor, k: int, same_scores: bool, common: dict[str, Any]
+) -> Comparison:
+    rows = len(a)
+    flipped = np.flatnonzero(a.argmax(1) != b.argmax(1))
+    count = len(flipped)
+    low, high = wilson(count, rows)
+    common["label_diff"] = Figure(count / rows, "fraction", Source.MEASURED, low, high, rows)
+    common["topk_agreement"] = _topk_agreement(a, b, min(k, a.shape[1]))
+    explained = _margins(a)[flipped] < 2 * max(floor.max_abs, 1e-12)
+    common["flips"] = tuple(int(i) for i in [*flipped[~explained], *flipped[explained]])
+    common["unexplained"] = int(np.sum(~explained))
+
+    shares = np.bincount(b.argmax(1)).max() / rows
+    if count and shares >= DEGENERATE_SHARE and np.bincount(a.argmax(1)).max() / rows < DEGENERATE_SHARE:
+        reason = f"one label for {shares:.0%} of the rows, where the reference gives several"
+        return Comparison(Verdict.DEGENERATE, reason, **common)
+    words = f"{count} of {rows} labels differ"
+    floor_high = wilson(floor.flips, floor.rows)[1] if floor.rows else 0.0
+    if count and low > floor_high:
+        reason = f"{words}; the noise floor explains at most {floor_high:.1%}"
+        return Comparison(Verdict.LABEL_DIFF, reason, **common)
+    if count:
+        return Comparison(Verdict.SCORE_ONLY, f"{words}, within the noise floor", **common)
+    if same_scores:
+        return Comparison(Verdict.EQUAL, "", **common)
+    reason = f"all labels agree, scores differ by {common['relative_l2']:.2g} relative (L2)"
+    return Comparison(Verdict.SCORE_ONLY, reason, **common)
+
+
+def _topk_agreement(a: np.ndarray, b: np.ndarray, k: int) -> Figure:
+    """Mean share of the reference's top-k labels that are in the path's top-k."""
+    top_a = np.argpartition(-a, k - 1, axis=1)[:, :k]
+    top_b = np.argpartition(-b, k - 1, axis=1)[:, :k]
+    overlap = (top_a[:, :, None] == top_b[:, None, :]).any(axis=2).mean()
+    return Figure(float(overlap), "fraction", Source.MEASURED, n=len(a), note=f"top {k}")
+
+
+def _margins(scores: np.ndarray) -> np.ndarray:
+    """Distance between the best and the second-best score of each row."""
+    two = np.partition(scores, -2, axis=1)[:, -2:]
+    return two[:, 1] - two[:, 0]
