@@ -1,0 +1,246 @@
+"""A ``torch.nn.Module`` into a Model, by way of the ONNX exporter of PyTorch, checked against the module itself."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import re
+import threading
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnx_ir as ir
+
+from dlas.core.errors import ModelError, UnsupportedError
+from dlas.graph.model import OPSET, Model, Step, step_versions
+from dlas.graph.preprocessing import Preprocessing
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+TOLERANCE = 1e-3  # of the largest output (or of 1); float32 in another order of summation stays far below
+_SCOPES = "pkg.torch.onnx.name_scopes"
+_LOGGING = threading.Lock()
+
+
+def from_module(
+    module: nn.Module,
+    example: Any,
+    name: str = "model",
+    preprocessing: Preprocessing | None = None,
+    *,
+    source: Mapping[str, str] | None = None,
+    options: Mapping[str, Any] | None = None,
+) -> Model:
+    """Export a module with a dynamic batch ``N``, simplify the graph and compare both on random input.
+
+    Batch normalisation is folded into the convolution before it: every method of the package works on folded graphs,
+    and int8 needs them.
+
+    Args:
+        module: The network; it is switched to eval mode.
+        example: One input or a tuple of inputs, arrays or tensors, batch first.
+        name: Name of the Model.
+        preprocessing: What samples must go through, if known.
+        source: Entries for :attr:`Model.source`.
+        options: More entries for the history line.
+
+    Returns:
+        A Model whose ``torch_module`` is ``module``.
+
+    Raises:
+        UnsupportedError: PyTorch cannot export the network; says why.
+        ModelError: The exported network answers differently, or with numbers that are not finite.
+    """
+    import torch
+
+    module.eval()
+    examples = _examples(example)
+    graph, dynamic = _export(module, examples)
+    _rename(graph)
+    model = Model.from_proto(
+        ir.to_proto(graph),
+        name,
+        preprocessing=preprocessing,
+        source={"framework": f"torch {torch.__version__}", **(source or {})},
+        torch_module=module,
+    )
+    model = replace(model, ir=_simplified(model))
+    error = _largest_difference(module, model, examples)
+    notes = (f"largest difference from torch on random input: {error:.2g}",)
+    if not dynamic:
+        notes += ("the batch is fixed: torch.export could not make it dynamic",)
+    step = Step(
+        "import",
+        {"format": "torch", "opset": OPSET, **(options or {})},
+        step_versions("torch", "onnx", "onnxscript"),
+        notes,
+    )
+    return model.with_step(model.ir, step, torch_module=module)
+
+
+def _examples(example: Any) -> tuple[torch.Tensor, ...]:
+    """Tensors with a batch of at least two: torch.export takes a batch of one for a constant."""
+    import torch
+
+    tensors = []
+    for given in example if isinstance(example, tuple | list) else (example,):
+        tensor = torch.as_tensor(given).detach().cpu()
+        if tensor.dim() > 0 and tensor.shape[0] < 2:
+            tensor = tensor.repeat(2, *[1] * (tensor.dim() - 1))
+        tensors.append(tensor)
+    return tuple(tensors)
+
+
+def _export(module: nn.Module, examples: tuple[torch.Tensor, ...]) -> tuple[ir.Model, bool]:
+    import torch
+
+    with torch.no_grad():
+        try:
+            answer = module(*examples)
+        except Exception as error:
+            raise ModelError(
+                f"the network fails on an input of shape {[list(e.shape) for e in examples]}: {first_line(error)}",
+                "give the shape its forward() expects",
+            ) from error
+    outputs = answer if isinstance(answer, tuple | list) else (answer,)
+    if not all(isinstance(o, torch.Tensor) for o in outputs):
+        raise UnsupportedError(
+            "the network returns something else than tensors", "return a tensor or a tuple"
+        )
+    batch = torch.export.Dim("N")
+    names: dict[str, Any] = {
+        "input_names": ["input"] if len(examples) == 1 else [f"input_{i}" for i in range(len(examples))],
+        "output_names": [
+            ("logits" if outputs[0].dim() == 2 else "output") if len(outputs) == 1 else f"output_{i}"
+            for i in range(len(outputs))
+        ],
+    }
+    attempts: list[tuple[Any, bool]] = [
+        (tuple({0: batch} if e.dim() else None for e in examples), True),
+        (None, False),
+    ]
+    failure: Exception | None = None
+    for dynamic_shapes, dynamic in attempts:
+        try:
+            with _quiet():
+                program = torch.onnx.export(
+                    module,
+                    examples,
+                    dynamo=True,
+                    opset_version=OPSET,
+                    dynamic_shapes=dynamic_shapes,
+                    verbose=False,
+                    **names,
+                )
+        except Exception as error:  # whatever the exporter trips over, the reader wants its first line
+            failure = failure or error
+            continue
+        assert program is not None
+        return program.model, dynamic
+    raise UnsupportedError(f"PyTorch cannot export this network to ONNX: {first_line(failure)}") from failure
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """The exporter talks through three channels at once; none of it helps the user."""
+    with _LOGGING, warnings.catch_warnings(), open("/dev/null", "w") as nowhere:
+        warnings.simplefilter("ignore")
+        before = logging.root.manager.disable
+        logging.disable(logging.CRITICAL)
+        try:
+            with contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
+                yield
+        finally:
+            logging.disable(before)
+
+
+def _rename(graph: ir.Model) -> None:
+    """Names a reader knows from the module (``layer1.0.conv1``); drops the exporter's notes, which hold local paths."""
+    io = {id(v) for v in (*graph.graph.inputs, *graph.graph.outputs)}
+    taken: set[str] = {str(v.name) for v in (*graph.graph.inputs, *graph.graph.outputs)}
+    for node in graph.graph:
+        node.name = _fresh(_node_name(node), taken)
+        for index, value in enumerate(node.outputs):
+            if id(value) not in io:
+                value.name = node.name if index == 0 else f"{node.name}:{index}"
+    for name, value in list(graph.graph.initializers.items()):
+        if name.endswith(".weight_bias") and f"{name[:-12]}.bias" not in graph.graph.initializers:
+            value.name = f"{name[:-12]}.bias"  # what folding a batch normalisation leaves behind
+    everything = [graph, graph.graph, *graph.graph, *graph.graph.inputs, *graph.graph.initializers.values()]
+    everything += [value for node in graph.graph for value in node.outputs]
+    for thing in everything:
+        for key in [k for k in thing.metadata_props if k.startswith("pkg.")]:
+            del thing.metadata_props[key]
+        thing.doc_string = ""
+
+
+def _node_name(node: ir.Node) -> str:
+    for value in node.inputs:
+        name = str(value.name) if value is not None and value.is_initializer() else ""
+        if name.endswith(".weight"):
+            return name.removesuffix(".weight")
+    scopes = re.findall(r"'([^']*)'", node.metadata_props.get(_SCOPES, ""))
+    place = scopes[-2] if len(scopes) > 1 else ""
+    return f"{place}.{node.op_type.lower()}" if place else node.op_type.lower()
+
+
+def _fresh(name: str, taken: set[str]) -> str:
+    unique, count = name, 1
+    while unique in taken:
+        count += 1
+        unique = f"{name}_{count}"
+    taken.add(unique)
+    return unique
+
+
+def _simplified(model: Model) -> ir.Model:
+    from dlas.graph.passes import simplify
+
+    graph = model.editable()
+    simplify(graph)
+    return graph
+
+
+def _largest_difference(module: nn.Module, model: Model, examples: tuple[torch.Tensor, ...]) -> float:
+    import onnxruntime
+    import torch
+
+    generator = torch.Generator().manual_seed(0)
+    inputs = [
+        torch.randn(e.shape, generator=generator, dtype=e.dtype) if e.is_floating_point() else e
+        for e in examples
+    ]
+    with torch.no_grad():
+        answer = module(*inputs)
+    expected = [o.numpy() for o in (answer if isinstance(answer, tuple | list) else (answer,))]
+    settings = onnxruntime.SessionOptions()
+    settings.intra_op_num_threads = 1
+    settings.log_severity_level = 3
+    session = onnxruntime.InferenceSession(model.to_bytes(), settings, providers=["CPUExecutionProvider"])
+    feeds = {spec.name: tensor.numpy() for spec, tensor in zip(model.inputs, inputs, strict=True)}
+    largest = 0.0
+    for spec, want, got in zip(model.outputs, expected, session.run(None, feeds), strict=True):
+        if not np.isfinite(want).all():
+            raise ModelError(f"the network answers NaN or infinity on random input (output {spec.name!r})")
+        error = float(np.max(np.abs(np.asarray(got, np.float64) - want), initial=0.0))
+        if not error <= TOLERANCE * max(1.0, float(np.max(np.abs(want), initial=0.0))):
+            raise ModelError(
+                f"the exported network differs from PyTorch by {error:.2g} on output {spec.name!r} "
+                f"(accepted: {TOLERANCE:g} of its range)",
+                "please report the operator that differs: `dlas localize` finds it",
+            )
+        largest = max(largest, error)
+    return largest
+
+
+def first_line(error: object) -> str:
+    """The first line of an exception that says something, shortened to fit a message."""
+    for line in str(error).splitlines():
+        if line.strip():
+            return line.strip()[:300]
+    return type(error).__name__
