@@ -1,0 +1,156 @@
+"""Where the steps of a study run.
+
+An executor runs risky steps and holds the sessions that are timed. The one here uses worker processes of this
+machine; a cluster or a device farm is another class with the same few methods.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import threading
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any, Protocol
+
+import numpy as np
+
+from dlas.core.timing import Protocol as TimingProtocol
+from dlas.core.worker import Worker, WorkerFailure
+
+
+class Session(Protocol):
+    """A loaded artifact that can be run and timed."""
+
+    def open(self, backend: str, folder: str, target: str, threads: int) -> dict[str, Any]:
+        """Load; returns facts such as notes."""
+        ...
+
+    def outputs(self, x: np.ndarray) -> np.ndarray:
+        """Answers on ``(N, ...)`` rows."""
+        ...
+
+    def warm_up(self, protocol: TimingProtocol) -> None:
+        """Run until caches and lazy initialisation are done."""
+        ...
+
+    def sample(self, seconds: float, min_samples: int = 1, max_seconds: float = math.inf) -> list[float]:
+        """Times of single inferences in ms (see core.timing.Sampler)."""
+        ...
+
+    def facts(self, profile_repeats: int) -> dict[str, Any]:
+        """Memory, energy and layer times."""
+        ...
+
+    def close(self) -> None:
+        """End it."""
+        ...
+
+
+class Executor(Protocol):
+    """Runs steps and opens sessions."""
+
+    def call(self, function: str, *args: Any) -> Any:
+        """Run ``package.module:function``; raises WorkerFailure."""
+        ...
+
+    def session(self, threads: int) -> Session:
+        """A fresh place for one artifact."""
+        ...
+
+    def close(self) -> None:
+        """End everything that still runs."""
+        ...
+
+
+class ProcessExecutor:
+    """Worker processes on this machine.
+
+    Args:
+        timeout_s: Seconds one step may take.
+        memory_bytes: Memory one worker may use.
+    """
+
+    def __init__(self, timeout_s: float = 600.0, memory_bytes: int | None = None) -> None:
+        self.timeout_s = timeout_s
+        self.memory_bytes = memory_bytes
+        self._steps: Worker | None = None
+        self._sessions: list[WorkerSession] = []
+        self._turn = threading.Lock()  # one step at a time: the worker answers one call after the other
+
+    def call(self, function: str, *args: Any) -> Any:
+        """Run a step in the long-lived step worker, which is replaced after a failure."""
+        with self._turn:
+            if self._steps is None:
+                self._steps = Worker(memory_bytes=self.memory_bytes, name="steps")
+            try:
+                return self._steps.call(function, *args, timeout_s=self.timeout_s)
+            except BaseException:
+                self._steps.close()
+                self._steps = None
+                raise
+
+    def session(self, threads: int) -> WorkerSession:
+        """A worker process of its own, pinned to ``threads`` cores."""
+        session = WorkerSession(threads, self.timeout_s, self.memory_bytes)
+        self._sessions.append(session)
+        return session
+
+    def close(self) -> None:
+        """Kill all workers."""
+        if self._steps is not None:
+            self._steps.close()
+            self._steps = None
+        for session in self._sessions:
+            session.close()
+        self._sessions.clear()
+
+
+class WorkerSession:
+    """One artifact in one worker process."""
+
+    def __init__(self, threads: int, timeout_s: float, memory_bytes: int | None) -> None:
+        self._worker = Worker(threads=threads, memory_bytes=memory_bytes, name="session")
+        self._timeout_s = timeout_s
+
+    def _call(self, function: str, *args: Any) -> Any:
+        return self._worker.call(f"dlas.runtime.session:{function}", *args, timeout_s=self._timeout_s)
+
+    def open(self, backend: str, folder: str, target: str, threads: int) -> dict[str, Any]:
+        """Load; see Session."""
+        return self._call("open", backend, folder, target, threads)
+
+    def outputs(self, x: np.ndarray) -> np.ndarray:
+        """Run rows; see Session."""
+        return self._call("outputs", np.ascontiguousarray(x))
+
+    def warm_up(self, protocol: TimingProtocol) -> None:
+        """Warm up; see Session."""
+        self._call("warm_up", asdict(protocol))
+
+    def sample(self, seconds: float, min_samples: int = 1, max_seconds: float = math.inf) -> list[float]:
+        """Time; see Session."""
+        return self._call("sample", seconds, min_samples, max_seconds)
+
+    def facts(self, profile_repeats: int) -> dict[str, Any]:
+        """Memory, energy, and layer times where the back end can tell them."""
+        found: dict[str, Any] = {"memory": self._call("memory")}
+        energy = self._call("energy", 1.0)
+        if energy:
+            found["energy"] = energy
+        if profile_repeats:
+            with contextlib.suppress(WorkerFailure):  # a profile is a bonus; the row stands without it
+                found["layers"] = self._call("profile", profile_repeats)
+        return found
+
+    def close(self) -> None:
+        """Kill the worker."""
+        self._worker.close()
+
+
+def limits(spec_limits: Any) -> Mapping[str, Any]:
+    """Arguments of ProcessExecutor from the ``[limits]`` table."""
+    return {
+        "timeout_s": spec_limits.step_timeout_s,
+        "memory_bytes": int(spec_limits.memory_gib * 2**30),
+    }

@@ -1,0 +1,168 @@
+"""A panel: artifacts that are timed in turn, together with the baseline, so that drift hits all of them alike."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from dlas.core.cache import key_of
+from dlas.core.errors import DlasError
+from dlas.core.figure import Figure, Source
+from dlas.core.timing import Protocol as TimingProtocol
+from dlas.core.timing import Timing, measure_samplers, ratio
+from dlas.core.worker import WorkerFailure
+from dlas.explore.executor import Executor, Session
+from dlas.explore.pipeline import Product, Workbench
+from dlas.explore.space import Stack
+from dlas.verify.differential import Comparison, NoiseFloor, compare_outputs
+
+PROFILE_REPEATS = 10
+_ANCHOR = "baseline"
+
+
+@dataclass
+class Member:
+    """One stack on its way through a panel: opened, checked, timed, or failed on the way."""
+
+    stack: Stack
+    product: Product
+    floor: NoiseFloor
+    session: Session | None = None
+    failure: DlasError | None = None
+    comparison: Comparison | None = None
+    figures: dict[str, Figure] = field(default_factory=dict)
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+class Panel:
+    """Opens, checks and times members next to the baseline.
+
+    Args:
+        bench: Makes the artifacts.
+        baseline: The stack that all speed-ups are ratios to; kept loaded as the anchor of every round.
+        executor: Where sessions live.
+        protocol: How long to time.
+    """
+
+    def __init__(
+        self, bench: Workbench, baseline: Stack, executor: Executor, protocol: TimingProtocol
+    ) -> None:
+        self._bench = bench
+        self._executor = executor
+        self._protocol = protocol
+        self._comparisons: dict[str, Comparison] = {}
+        self._failures: dict[str, DlasError] = {}
+        self._anchor = self.open(Member(baseline, bench.network, bench.floor(bench.network)))
+
+    def open(self, member: Member) -> Member:
+        """Compile, load and check; a failure is kept in the member."""
+        stack = member.stack
+        memo = key_of(member.product.facts["hash"], str(stack.backend), str(stack.target))
+        if memo in self._failures:
+            member.failure = self._failures[memo]
+            return member
+        try:
+            artifact = self._bench.artifact(member.product, stack.backend, stack.target)
+        except (WorkerFailure, DlasError) as failure:
+            member.failure = self._failures[memo] = failure
+            return member
+        try:
+            member.session = self._executor.session(stack.threads)
+            opened = member.session.open(
+                str(stack.backend), str(artifact.folder), str(stack.target), stack.threads
+            )
+            member.facts["notes"] = list(opened.get("notes", []))
+            size = artifact.facts["artifact_bytes"]
+            member.figures["artifact_bytes"] = Figure(size, "bytes", Source.MEASURED)
+            member.comparison = self._check(memo, member)
+        except WorkerFailure as failure:
+            self._fail(member, failure)
+        return member
+
+    def _check(self, memo: str, member: Member) -> Comparison:
+        """Compare with the reference engine; thread counts share one artifact, hence one check."""
+        if memo not in self._comparisons:
+            assert member.session is not None
+            rows = self._bench.check_rows
+            reference = self._bench.scores(member.product, count=len(rows))
+            answers = member.session.outputs(rows)
+            self._comparisons[memo] = compare_outputs(reference, answers, floor=member.floor)
+        return self._comparisons[memo]
+
+    def time(self, members: list[Member]) -> None:
+        """Time the members in turn with the baseline; one that dies is dropped and the rest are timed again."""
+        alive = list(members)
+        while alive:
+            samplers = {str(i): _Guarded(m) for i, m in enumerate(alive)}
+            if self._anchor.session is not None and self._anchor.failure is None:
+                samplers[_ANCHOR] = _Guarded(self._anchor)
+            try:
+                timings = measure_samplers(samplers, self._protocol)  # type: ignore[arg-type]
+            except _MemberFailedError as failed:
+                self._fail(failed.member, failed.failure)
+                alive = [m for m in alive if m.failure is None]
+                continue
+            for index, member in enumerate(alive):
+                self._finish(member, timings[str(index)], timings.get(_ANCHOR))
+            return
+
+    def _finish(self, member: Member, timing: Timing, anchor: Timing | None) -> None:
+        member.figures["latency_ms"] = timing.figure()
+        if anchor is not None:
+            member.figures["speedup"] = ratio(anchor, timing)
+        assert member.session is not None
+        try:
+            facts = member.session.facts(PROFILE_REPEATS)
+        except WorkerFailure as failure:
+            self._fail(member, failure)
+            return
+        peak = facts["memory"].get("peak_bytes")
+        if peak is not None:
+            member.figures["peak_memory_bytes"] = Figure(peak, "bytes", Source.MEASURED)
+        if "energy" in facts:
+            member.figures["energy_mj"] = Figure(facts["energy"]["mj_per_run"], "mJ", Source.MEASURED)
+        if "layers" in facts:
+            member.facts["layers"] = facts["layers"]
+        member.session.close()
+
+    def _fail(self, member: Member, failure: WorkerFailure) -> None:
+        member.failure = failure
+        if member.session is not None:
+            member.session.close()
+
+    def close(self) -> None:
+        """End the anchor's session."""
+        if self._anchor.session is not None:
+            self._anchor.session.close()
+
+
+class _MemberFailedError(Exception):
+    """A session died while it was timed; says whose it was."""
+
+    def __init__(self, member: Member, failure: WorkerFailure) -> None:
+        super().__init__(str(failure))
+        self.member = member
+        self.failure = failure
+
+
+class _Guarded:
+    """A session as a sampler whose failure says which member it belongs to."""
+
+    def __init__(self, member: Member) -> None:
+        assert member.session is not None
+        self._member = member
+        self._session = member.session
+
+    def warm_up(self, protocol: TimingProtocol) -> None:
+        """See core.timing.Sampler."""
+        try:
+            self._session.warm_up(protocol)
+        except WorkerFailure as failure:
+            raise _MemberFailedError(self._member, failure) from failure
+
+    def sample(self, seconds: float, min_samples: int = 1, max_seconds: float = float("inf")) -> list[float]:
+        """See core.timing.Sampler."""
+        try:
+            return self._session.sample(seconds, min_samples, max_seconds)
+        except WorkerFailure as failure:
+            raise _MemberFailedError(self._member, failure) from failure

@@ -1,0 +1,266 @@
+"""The steps of a study with their cache: the same thing is never imported, compressed, judged or compiled twice.
+
+The key of a step is the hash of its input, its options in full, the versions of the libraries and the code of dlas.
+A pipeline of several methods is cached step by step, so ``channel + int8`` starts from the stored ``channel``.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import dlas
+from dlas.compress.method import methods
+from dlas.core.cache import Cache, key_of
+from dlas.core.environment import fingerprint
+from dlas.core.errors import DlasError
+from dlas.core.options import Choice, build_options, options_dict
+from dlas.core.paths import resolve
+from dlas.data.dataset import loaders
+from dlas.explore.executor import Executor
+from dlas.explore.progress import Progress
+from dlas.explore.space import Pipeline, Stack
+from dlas.explore.spec import StudySpec
+from dlas.runtime.backend import backends
+from dlas.verify.differential import NoiseFloor, floor_between
+
+STEPS = "dlas.explore.steps"
+HOLDOUT = 0.2  # share of a data set without a calibration set of its own that compression may look at
+
+
+@dataclass(frozen=True)
+class Product:
+    """What a step made: its folder in the cache, its key and the facts it wrote."""
+
+    folder: Path
+    key: str
+    facts: Mapping[str, Any]
+
+    def __str__(self) -> str:
+        return str(self.folder)
+
+
+class Workbench:
+    """Makes and remembers the products of one study."""
+
+    def __init__(self, spec: StudySpec, executor: Executor, cache: Cache, progress: Progress) -> None:
+        self.spec = spec
+        self.executor = executor
+        self.cache = cache
+        self.progress = progress
+        self.notes: list[str] = []
+        self._versions = {**fingerprint()["versions"], "code": code_hash()}
+
+    def make(self, step: str, inputs: Any, *args: Any) -> Product:
+        """Run ``steps.<step>`` into the folder of its key, unless it is there."""
+        key = key_of(step, inputs, self._versions)
+
+        def fill(folder: Path) -> None:
+            placed = [str(folder) if a is FOLDER else a for a in args]
+            result = self.executor.call(f"{STEPS}:{step}", *placed)
+            if result is not None:
+                (folder / "facts.json").write_text(json.dumps(result))
+
+        folder = self.cache.folder(key, fill)
+        facts = folder / "facts.json"
+        return Product(folder, key, json.loads(facts.read_text()) if facts.exists() else {})
+
+    @functools.cached_property
+    def network(self) -> Product:
+        """The network as imported, with the preprocessing it is judged under."""
+        model, path = self.spec.model, self.model_path
+        self.progress.step(f"import {path.name}")
+        inputs = [file_hash(path), model.architecture, model.name, dict(self.spec.preprocessing)]
+        made = self.make(
+            "import_network",
+            inputs,
+            str(path),
+            FOLDER,
+            model.architecture,
+            model.name or path.stem,
+            dict(self.spec.preprocessing),
+        )
+        if made.facts["preprocessing"] is None and self.spec.data.path:
+            self.progress.step("find the preprocessing")
+            data = self.judged
+            made = self.make("guess_preprocessing", [made.key, data], str(made), FOLDER, data)
+            self.notes.append(made.facts["note"])
+        return made
+
+    @property
+    def model_path(self) -> Path:
+        """Where the model file lies."""
+        from dlas.models.pretrained import pretrained_path
+
+        if not self.spec.model.path:
+            raise DlasError("no model is named", "give [model] path in the stack file, or a model file")
+        return pretrained_path(self.spec.model.path) or resolve(
+            self.spec.model.path, "model", self.spec.folder
+        )
+
+    @property
+    def judged(self) -> dict[str, Any]:
+        """The rows the network is judged on."""
+        data = self.spec.data
+        return {**self._source(data.path, data.split, "judge"), "rows": data.rows}
+
+    @property
+    def calibration(self) -> dict[str, Any]:
+        """The rows compression may look at; empty when there is no data set."""
+        data = self.spec.data
+        if not data.path:
+            return {}
+        path = data.calibration or data.path
+        return {
+            **self._source(path, data.calibration_split, "calibration"),
+            "rows": data.calibration_rows,
+        }
+
+    def _source(self, path: str, split: str, part: str) -> dict[str, Any]:
+        data = self.spec.data
+        place = Path(path) if path in ("", *loaders.names()) else resolve(path, "data set", self.spec.folder)
+        shared = not data.calibration and data.split == data.calibration_split
+        return {
+            "path": path and str(place),
+            "sha256": file_hash(place) if path else "",
+            "split": split,
+            "label_offset": data.label_offset,
+            "part": part if shared else "",
+            "holdout": HOLDOUT if shared else 0.0,
+        }
+
+    @functools.cached_property
+    def rows(self) -> Product:
+        """The judged rows in the network's input form."""
+        network = self.network
+        self.progress.step("prepare the rows")
+        return self.make(
+            "prepare_rows", [network.facts["hash"], self.judged], str(network), FOLDER, self.judged
+        )
+
+    @functools.cached_property
+    def check_rows(self) -> np.ndarray:
+        """The rows each compiled network is checked on, ``(n, ...)``."""
+        return np.load(self.rows.folder / "x.npy", mmap_mode="r")[: self.spec.data.check_rows]
+
+    @functools.cached_property
+    def labels(self) -> np.ndarray | None:
+        """``(N,) int64``, or None."""
+        path = self.rows.folder / "labels.npy"
+        return np.load(path) if path.exists() else None
+
+    def compressed(self, pipeline: Pipeline) -> Product:
+        """The network after a pipeline; every prefix is cached."""
+        made = self.network
+        for count, choice in enumerate(pipeline.steps, 1):
+            self.progress.step(f"compress: {Pipeline(pipeline.steps[:count])}")
+            options = options_dict(
+                build_options(methods.get(choice.name).Options, choice.as_dict(), choice.name)
+            )
+            made = self.make(
+                "compress_network",
+                [made.facts["hash"], self.network.facts["hash"], choice.name, options, self.calibration],
+                str(made),
+                str(self.network),
+                FOLDER,
+                choice.name,
+                options,
+                self.calibration,
+            )
+        return made
+
+    def changes(self, product: Product) -> list[dict[str, Any]]:
+        """What compression changed, layer by layer."""
+        path = product.folder / "changes.json"
+        return json.loads(path.read_text()) if path.exists() else []
+
+    def scores(self, product: Product, *, level: str = "all", count: int = 0) -> np.ndarray:
+        """Answers of the reference engine on the judged rows."""
+        self.progress.step("judge on the data")
+        made = self.make(
+            "reference_scores",
+            [product.facts["hash"], self.rows.key, level, count],
+            str(product),
+            FOLDER,
+            str(self.rows),
+            level,
+            count,
+            2,
+        )
+        return np.load(made.folder / "scores.npy")
+
+    def floor(self, product: Product) -> NoiseFloor:
+        """Noise floor of a network: the reference with and without its optimised kernels."""
+        count = self.spec.data.check_rows
+        first = self.scores(product, count=count)
+        second = self.scores(product, level="disable", count=count)
+        return floor_between(first, second, "onnxruntime, all optimisations against none")
+
+    def artifact(self, product: Product, backend: Choice, target: Choice) -> Product:
+        """The compiled network."""
+        self.progress.step(f"compile for {backend}")
+        return self.make(
+            "build_artifact",
+            [product.facts["hash"], str(backend), str(target)],
+            str(product),
+            FOLDER,
+            str(backend),
+            str(target),
+        )
+
+    def point_key(self, stack: Stack, machine: str) -> str:
+        """Key of a point: everything its figures depend on."""
+        member = backends.get(stack.backend.name)
+        return key_of(
+            stack.choices(),
+            self.network.facts["hash"],
+            self.judged,
+            self.calibration,
+            self.spec.data.check_rows,
+            self.spec.study.timing,
+            member.distribution,
+            self._versions,
+            machine,
+        )
+
+
+class _Folder:
+    """Stands for the step's own folder in a list of arguments."""
+
+
+FOLDER = _Folder()
+
+
+@functools.cache
+def code_hash() -> str:
+    """Hash of dlas's own sources below ``explore``: a change of the code makes new keys."""
+    digest = hashlib.sha256(dlas.__version__.encode())
+    root = Path(dlas.__file__).parent
+    for layer in ("core", "graph", "data", "models", "kernels", "compress", "hardware", "runtime", "verify"):
+        for path in sorted((root / layer).rglob("*.py")):
+            digest.update(path.read_bytes())
+    digest.update((root / "explore" / "steps.py").read_bytes())
+    return digest.hexdigest()[:16]
+
+
+@functools.cache
+def file_hash(path: Path) -> str:
+    """SHA-256 of a file, or of names, sizes and contents of a folder."""
+    digest = hashlib.sha256()
+    for part in sorted(path.rglob("*")) if path.is_dir() else [path]:
+        if part.is_file():
+            if part != path:
+                digest.update(str(part.relative_to(path)).encode())
+            with part.open("rb") as file:
+                while block := file.read(1 << 20):
+                    digest.update(block)
+        elif not part.exists() and part == path:
+            digest.update(str(path).encode())  # a built-in data set is named, not stored
+    return digest.hexdigest()

@@ -1,0 +1,181 @@
+"""The steps of a study, as functions that run inside a worker process.
+
+Each takes paths and plain values, writes its result into the folder it is given, and returns plain facts; the caller
+decides what is cached (``explore.pipeline``). A step folder that holds a network has ``model.onnx`` and
+``facts.json``.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dlas.core.errors import DataError
+from dlas.data.dataset import Dataset
+from dlas.graph.model import Model
+from dlas.graph.preprocessing import Preprocessing
+
+
+def import_network(
+    path: str, folder: str, architecture: str, name: str, preprocessing: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Read a model file of any format into ``folder/model.onnx``."""
+    from dlas.graph.format import format_for, load_model
+
+    options = (
+        {"architecture": architecture} if architecture and format_for(Path(path)).name == "torch" else {}
+    )
+    model = load_model(Path(path), **options)
+    if name:
+        model = model.renamed(name)
+    if preprocessing:
+        model = replace(model, preprocessing=Preprocessing.from_dict(preprocessing))
+    return write_network(model, folder)
+
+
+def guess_preprocessing(network: str, folder: str, data: Mapping[str, Any]) -> dict[str, Any]:
+    """Find what samples must go through for a network that does not say, and save the network with it."""
+    from dlas.data.guess import guess_preprocessing as guess
+    from dlas.data.preprocess import prepare
+    from dlas.graph.reference import predict
+
+    model, rows = read_network(network), open_rows(data)
+    spec = model.inputs[0]
+
+    def judge(candidate: Preprocessing) -> float:
+        few = rows.head(200)
+        scores = predict(model, prepare(few, candidate))
+        labels = few.labels
+        return float(np.mean(scores.reshape(len(few), -1).argmax(1) == labels)) if labels is not None else 0.0
+
+    found, note = guess(spec.shape, spec.dtype, rows, judge)
+    return {**write_network(replace(model, preprocessing=found), folder), "note": note}
+
+
+def prepare_rows(network: str, folder: str, data: Mapping[str, Any]) -> dict[str, Any]:
+    """Bring rows into the network's input form: ``x.npy``, and ``labels.npy`` where there are labels."""
+    from dlas.data.preprocess import prepare
+
+    model = read_network(network)
+    rows = open_rows(data) if data["path"] else random_rows(model)
+    x = prepare(rows, model) if data["path"] else np.asarray(rows.samples)
+    np.save(Path(folder) / "x.npy", x)
+    if rows.labels is not None:
+        np.save(Path(folder) / "labels.npy", rows.labels)
+    facts = {
+        "name": rows.name,
+        "rows": len(rows),
+        "classes": list(rows.classes),
+        "labelled": rows.labels is not None,
+        "shape": list(x.shape[1:]),
+        "dtype": x.dtype.name,
+        "split_hash": rows.hash[:16],
+    }
+    (Path(folder) / "facts.json").write_text(json.dumps(facts))
+    return facts
+
+
+def compress_network(
+    network: str, original: str, folder: str, method: str, options: Mapping[str, Any], data: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Apply one compression method and list what it changed against the original."""
+    from dlas.compress.method import methods
+    from dlas.graph.analysis import diff
+
+    member = methods.get(method)(**options)
+    rows = open_rows(data) if data else None
+    model = member.apply(read_network(network), rows)
+    facts = write_network(model, folder)
+    facts["notes"] = [note for step in model.history for note in step.notes]
+    changes = diff(read_network(original), model)
+    (Path(folder) / "changes.json").write_text(json.dumps(changes))
+    (Path(folder) / "facts.json").write_text(json.dumps(facts))
+    return facts
+
+
+def reference_scores(network: str, folder: str, rows: str, level: str, count: int, threads: int) -> None:
+    """Answers of the reference engine on the first ``count`` prepared rows (0 for all): ``scores.npy``."""
+    from dlas.graph.reference import predict
+
+    x = np.load(Path(rows) / "x.npy", mmap_mode="r")
+    scores = predict(read_network(network), x[:count] if count else x, level=level, threads=threads)
+    np.save(Path(folder) / "scores.npy", scores)
+
+
+def build_artifact(network: str, folder: str, backend: str, target: str) -> dict[str, Any]:
+    """Compile for one back end and target (batch 1)."""
+    from dlas.core.errors import UnsupportedError
+    from dlas.hardware.target import target_for
+    from dlas.runtime.backend import backend_for
+
+    model, device, engine = read_network(network), target_for(target), backend_for(backend)
+    reason = device.unusable() or engine.supports(model, device)
+    if reason:
+        raise UnsupportedError(reason)
+    engine.build(model, device, Path(folder), batch=1)
+    return {"artifact_bytes": sum(f.stat().st_size for f in Path(folder).rglob("*") if f.is_file())}
+
+
+def read_network(folder: str) -> Model:
+    """The network a step folder holds."""
+    from dlas.graph.format import load_model
+
+    return load_model(Path(folder) / "model.onnx")
+
+
+def write_network(model: Model, folder: str) -> dict[str, Any]:
+    """Save a network and its facts into a step folder."""
+    from dlas.graph.analysis import figures, summary
+
+    (Path(folder) / "model.onnx").write_bytes(model.to_bytes())
+    facts = {
+        "hash": model.hash,
+        "name": model.name,
+        "kind": summary(model)["kind"],
+        "source": dict(model.source),
+        "inputs": [[s.name, list(s.shape), s.dtype] for s in model.inputs],
+        "outputs": [[s.name, list(s.shape), s.dtype] for s in model.outputs],
+        "preprocessing": json.loads(model.preprocessing.to_json()) if model.preprocessing else None,
+        "figures": {name: figure.to_dict() for name, figure in figures(model).items()},
+        "notes": [note for step in model.history for note in step.notes],
+    }
+    (Path(folder) / "facts.json").write_text(json.dumps(facts))
+    return facts
+
+
+def random_rows(model: Model, count: int = 32) -> Dataset:
+    """Rows for a network without a data set: they show whether paths agree, not whether answers are right."""
+    spec = model.inputs[0]
+    rng = np.random.default_rng(0)
+    shape = (count, *spec.bound(1)[1:])
+    if np.issubdtype(np.dtype(spec.dtype), np.integer):
+        info = np.iinfo(spec.dtype)
+        x = rng.integers(info.min, info.max, shape, dtype=spec.dtype, endpoint=True)
+    else:
+        x = rng.standard_normal(shape).astype(spec.dtype)
+    return Dataset("random inputs", x, task="none")
+
+
+def open_rows(data: Mapping[str, Any]) -> Dataset:
+    """Rows of ``{path, split, rows, label_offset, seed?}``.
+
+    Fewer rows than there are come as a sample balanced over the classes, drawn with a fixed seed.
+    """
+    from dlas.data.find import load_dataset
+    from dlas.data.splits import sample
+
+    found = load_dataset(data["path"], split=data.get("split", ""))
+    count = int(data.get("rows", 0))
+    if 0 < count < len(found):
+        found = sample(found, count, seed=0, balanced=found.labels is not None)
+    offset = int(data.get("label_offset", 0))
+    if offset:
+        if found.labels is None:
+            raise DataError(f"{found.name}: label_offset = {offset}, but the rows have no labels")
+        found = replace(found, labels=found.labels + offset)
+    return found
