@@ -1,0 +1,84 @@
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from dlas.core.errors import DlasError
+from dlas.core.files import atomic_folder, atomic_path, write_atomic
+
+
+class BrokenError(Exception):
+    pass
+
+
+def break_off(writer, fill):
+    with writer as temporary:
+        fill(temporary)
+        raise BrokenError
+
+
+def test_writes_bytes_and_text(tmp_path):
+    write_atomic(tmp_path / "a", b"\x00\xff")
+    write_atomic(tmp_path / "b", "ä")
+    assert (tmp_path / "a").read_bytes() == b"\x00\xff"
+    assert (tmp_path / "b").read_bytes() == "ä".encode()
+
+
+def test_failure_keeps_the_old_file_and_leaves_nothing_behind(tmp_path):
+    target = tmp_path / "out.json"
+    write_atomic(target, "old")
+    names = []
+
+    def fill(temporary):
+        temporary.write_text("half")
+        names.append(temporary)
+
+    with pytest.raises(BrokenError):
+        break_off(atomic_path(target), fill)
+    assert (names[0].parent, names[0].suffix) == (tmp_path, ".json")
+    assert target.read_text() == "old"
+    assert os.listdir(tmp_path) == ["out.json"]
+
+
+def test_folder_appears_whole_and_replaces_the_old_one(tmp_path):
+    target = tmp_path / "out"
+    for text in ("one", "two"):
+        with atomic_folder(target) as temporary:
+            (temporary / text).write_text(text)
+            assert not (target / text).exists()
+        assert os.listdir(target) == [text]
+    with pytest.raises(BrokenError):
+        break_off(atomic_folder(target), lambda folder: (folder / "three").write_text(""))
+    assert os.listdir(target) == ["two"]
+    assert os.listdir(tmp_path) == ["out"]
+
+
+@pytest.mark.parametrize("write", [lambda p: write_atomic(p, ""), lambda p: atomic_folder(p).__enter__()])
+def test_bad_places_are_named(tmp_path, write):
+    with pytest.raises(DlasError, match="does not exist") as caught:
+        write(tmp_path / "no" / "out")
+    assert caught.value.exit_code == 2
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DlasError, match="is not a folder"):
+        write(tmp_path / "file" / "out")
+
+
+def test_unwritable_folder(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "access", lambda *_: False)  # permissions do not bind root
+    with pytest.raises(DlasError, match="not writable"):
+        write_atomic(tmp_path / "out", "")
+
+
+def test_name_that_the_system_refuses(tmp_path):
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(DlasError, match="Is a directory"):
+        write_atomic(tmp_path / "folder", "")
+    with pytest.raises(DlasError, match="too long"):
+        write_atomic(tmp_path / ("x" * 300), "")
+    assert os.listdir(tmp_path) == ["folder"]
+
+
+def test_errors_of_the_block_pass_through(tmp_path):
+    with pytest.raises(FileNotFoundError), atomic_path(tmp_path / "out"):
+        (tmp_path / "input").read_bytes()
