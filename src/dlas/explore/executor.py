@@ -10,13 +10,13 @@ import contextlib
 import math
 import threading
 from collections.abc import Mapping
-from dataclasses import asdict
 from typing import Any, Protocol
 
 import numpy as np
 
 from dlas.core.timing import Protocol as TimingProtocol
 from dlas.core.worker import Worker, WorkerFailure
+from dlas.runtime.bench import WorkerSampler
 
 
 class Session(Protocol):
@@ -85,10 +85,10 @@ class ProcessExecutor:
                 self._steps = Worker(memory_bytes=self.memory_bytes, name="steps")
             try:
                 return self._steps.call(function, *args, timeout_s=self.timeout_s)
-            except BaseException:
-                self._steps.close()
-                self._steps = None
-                raise
+            finally:
+                if not self._steps.alive:
+                    self._steps.close()
+                    self._steps = None
 
     def session(self, threads: int) -> WorkerSession:
         """A worker process of its own, pinned to ``threads`` cores."""
@@ -106,46 +106,19 @@ class ProcessExecutor:
         self._sessions.clear()
 
 
-class WorkerSession:
+class WorkerSession(WorkerSampler):
     """One artifact in one worker process."""
-
-    def __init__(self, threads: int, timeout_s: float, memory_bytes: int | None) -> None:
-        self._worker = Worker(threads=threads, memory_bytes=memory_bytes, name="session")
-        self._timeout_s = timeout_s
-
-    def _call(self, function: str, *args: Any) -> Any:
-        return self._worker.call(f"dlas.runtime.session:{function}", *args, timeout_s=self._timeout_s)
-
-    def open(self, backend: str, folder: str, target: str, threads: int) -> dict[str, Any]:
-        """Load; see Session."""
-        return self._call("open", backend, folder, target, threads)
-
-    def outputs(self, x: np.ndarray) -> np.ndarray:
-        """Run rows; see Session."""
-        return self._call("outputs", np.ascontiguousarray(x))
-
-    def warm_up(self, protocol: TimingProtocol) -> None:
-        """Warm up; see Session."""
-        self._call("warm_up", asdict(protocol))
-
-    def sample(self, seconds: float, min_samples: int = 1, max_seconds: float = math.inf) -> list[float]:
-        """Time; see Session."""
-        return self._call("sample", seconds, min_samples, max_seconds)
 
     def facts(self, profile_repeats: int) -> dict[str, Any]:
         """Memory, energy, and layer times where the back end can tell them."""
-        found: dict[str, Any] = {"memory": self._call("memory")}
-        energy = self._call("energy", 1.0)
+        found: dict[str, Any] = {"memory": self.call("memory")}
+        energy = self.call("energy", 1.0)
         if energy:
             found["energy"] = energy
         if profile_repeats:
             with contextlib.suppress(WorkerFailure):  # a profile is a bonus; the row stands without it
-                found["layers"] = self._call("profile", profile_repeats)
+                found["layers"] = self.call("profile", profile_repeats)
         return found
-
-    def close(self) -> None:
-        """Kill the worker."""
-        self._worker.close()
 
 
 def limits(spec_limits: Any) -> Mapping[str, Any]:

@@ -15,7 +15,7 @@ import numpy as np
 
 from dlas.compress.method import methods
 from dlas.core.cache import Cache
-from dlas.core.environment import fingerprint, machine_key
+from dlas.core.environment import fingerprint, load, machine_key
 from dlas.core.errors import DlasError
 from dlas.core.figure import Figure, Outcome, Record, Source
 from dlas.core.options import build_options
@@ -248,8 +248,7 @@ class _Run:
 
     def _store(self, stack: Stack, record: Record, seconds: float) -> None:
         baseline = stack == self.spec.space.baseline
-        load = {"load_average": fingerprint()["load_average"]}
-        record = replace(record, environment=load)
+        record = replace(record, environment={"load": load()})
         point = Point(self.keys[stack], stack.choices(), record, baseline, seconds)
         self.storage.put_point(self.spec.name, point)
         self.progress.advance()

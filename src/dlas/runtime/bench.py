@@ -1,0 +1,178 @@
+"""Time one network on several back ends, interleaved, each in a worker process of its own."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dlas.core.figure import Figure, Outcome, Source
+from dlas.core.options import Choice
+from dlas.core.timing import Protocol, measure_samplers, ratio
+from dlas.core.worker import Worker, WorkerFailure
+from dlas.graph.model import Model
+
+SESSION = "dlas.runtime.session"
+
+
+@dataclass(frozen=True)
+class BenchRow:
+    """One back end with one thread count.
+
+    Attributes:
+        backend: Back end as written.
+        threads: Threads.
+        outcome: What became of it.
+        reason: Why, if it did not run.
+        figures: ``latency_ms``, ``ratio`` (to the first row that ran; above 1 is slower) and ``peak_memory_bytes``.
+        notes: What differs from what was asked.
+        layers: Time per layer, where asked for and where the back end can tell.
+    """
+
+    backend: str
+    threads: int
+    outcome: Outcome
+    reason: str = ""
+    figures: dict[str, Figure] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    layers: tuple[dict[str, Any], ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain dictionary, fit for JSON."""
+        return {
+            **asdict(self),
+            "outcome": str(self.outcome),
+            "figures": {name: f.to_dict() for name, f in self.figures.items()},
+        }
+
+
+class WorkerSampler:
+    """A loaded artifact in a worker process, with the face of ``core.timing.Sampler``."""
+
+    def __init__(self, threads: int, timeout_s: float, memory_bytes: int | None = None) -> None:
+        self._worker = Worker(threads=threads, memory_bytes=memory_bytes, name="session")
+        self._timeout_s = timeout_s
+
+    def call(self, function: str, *args: Any) -> Any:
+        """Call a function of ``runtime.session`` in the worker."""
+        return self._worker.call(f"{SESSION}:{function}", *args, timeout_s=self._timeout_s)
+
+    def open(self, backend: str, folder: str, target: str, threads: int) -> dict[str, Any]:
+        """Load an artifact; returns facts such as notes."""
+        return self.call("open", backend, folder, target, threads)
+
+    def outputs(self, x: np.ndarray) -> np.ndarray:
+        """First output on rows ``(N, ...)``."""
+        return self.call("outputs", np.ascontiguousarray(x))
+
+    def warm_up(self, protocol: Protocol) -> None:
+        """See Sampler."""
+        self.call("warm_up", asdict(protocol))
+
+    def sample(self, seconds: float, min_samples: int = 1, max_seconds: float = float("inf")) -> list[float]:
+        """See Sampler."""
+        return self.call("sample", seconds, min_samples, max_seconds)
+
+    def close(self) -> None:
+        """Kill the worker."""
+        self._worker.close()
+
+
+def bench(
+    model: Model,
+    backends: Sequence[str],
+    *,
+    threads: Sequence[int] = (1,),
+    target: str = "host",
+    protocol: Protocol | None = None,
+    layers: bool = False,
+    timeout_s: float = 600.0,
+    tell: Callable[[str], None] = lambda text: None,
+) -> list[BenchRow]:
+    """Compile and time ``model`` on every back end with every thread count (batch 1).
+
+    Thread counts are timed one after the other; within one, all back ends take turns. The input is random: the time
+    of a dense network does not depend on its values.
+    """
+    protocol = protocol or Protocol()
+    rows: list[BenchRow] = []
+    with tempfile.TemporaryDirectory(prefix="dlas-") as holder:
+        folder = Path(holder)
+        (folder / "model.onnx").write_bytes(model.to_bytes())
+        built = {}
+        for backend in backends:
+            tell(f"compile for {backend}")
+            built[backend] = _build(backend, folder, target, timeout_s)
+        for count in threads:
+            tell(f"time with {count} thread(s)")
+            rows += _time(built, count, target, protocol, layers, timeout_s)
+    return rows
+
+
+def _build(backend: str, folder: Path, target: str, timeout_s: float) -> Path | WorkerFailure:
+    place = Path(tempfile.mkdtemp(prefix=Choice.parse(backend).name + "-", dir=folder))
+    try:
+        with Worker(name="compiler") as worker:
+            args = [backend, str(folder / "model.onnx"), target, str(place), 1]
+            worker.call(f"{SESSION}:build", *args, timeout_s=timeout_s)
+    except WorkerFailure as failure:
+        return failure
+    return place
+
+
+def _time(
+    built: dict[str, Path | WorkerFailure],
+    threads: int,
+    target: str,
+    protocol: Protocol,
+    layers: bool,
+    timeout_s: float,
+) -> list[BenchRow]:
+    failures: dict[str, WorkerFailure] = {b: p for b, p in built.items() if isinstance(p, WorkerFailure)}
+    samplers: dict[str, WorkerSampler] = {}
+    notes: dict[str, tuple[str, ...]] = {}
+
+    def start(backend: str) -> None:
+        samplers[backend] = WorkerSampler(threads, timeout_s)
+        try:
+            opened = samplers[backend].open(backend, str(built[backend]), target, threads)
+            samplers[backend].warm_up(protocol)
+            notes[backend] = tuple(opened.get("notes", ()))
+        except WorkerFailure as failure:
+            failures[backend] = failure
+
+    try:
+        with ThreadPoolExecutor(max_workers=2) as pool:
+            list(pool.map(start, [b for b in built if b not in failures]))
+        ready = {b: s for b, s in samplers.items() if b not in failures}
+        timings = measure_samplers(ready, protocol) if ready else {}  # type: ignore[arg-type]
+        first = next(iter(timings.values()), None)
+        rows = []
+        for backend in built:
+            if backend in failures:
+                failure = failures[backend]
+                rows.append(BenchRow(backend, threads, failure.outcome, failure.reason))
+                continue
+            figures = {"latency_ms": timings[backend].figure()}
+            if first is not None:
+                figures["ratio"] = ratio(timings[backend], first)
+            peak = samplers[backend].call("memory").get("peak_bytes")
+            if peak is not None:
+                figures["peak_memory_bytes"] = Figure(peak, "bytes", Source.MEASURED)
+            found: tuple[dict[str, Any], ...] = ()
+            reason = ""
+            if layers:
+                try:
+                    found = tuple(samplers[backend].call("profile", 30))
+                except WorkerFailure as failure:
+                    reason = f"no per-layer times: {failure.reason}"
+            rows.append(BenchRow(backend, threads, Outcome.OK, reason, figures, notes[backend], found))
+        return rows
+    finally:
+        for sampler in samplers.values():
+            sampler.close()

@@ -1,0 +1,265 @@
+"""Compare a network with its conversions, each on the runtime that owns its file and on any back end asked for."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dlas.core.errors import DataError, DlasError
+from dlas.core.figure import Figure, Outcome, Source
+from dlas.core.options import Choice
+from dlas.core.statistics import wilson
+from dlas.core.worker import Worker, WorkerFailure, run_in_worker
+from dlas.data.dataset import Dataset
+from dlas.graph.format import load_model
+from dlas.graph.model import Model
+from dlas.graph.signature import adapt_rows, to_real
+from dlas.runtime.native import owner
+from dlas.verify.differential import Comparison, NoiseFloor, Verdict, compare_outputs, floor_between
+
+Report = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A network under comparison: where it lies and what dlas reads from it."""
+
+    path: Path
+    model: Model
+    architecture: str = ""
+
+    @classmethod
+    def open(cls, path: Path, architecture: str = "") -> Subject:
+        """Read a file; raises ModelError when it cannot be."""
+        options = {"architecture": architecture} if architecture and owner(path) == "torch" else {}
+        return cls(path, load_model(path, **options), architecture)
+
+
+@dataclass(frozen=True)
+class PathResult:
+    """How one target fared on one path.
+
+    Attributes:
+        target: File name of the target.
+        path: Back end as written, or ``native`` with the runtime that owns the file.
+        outcome: What became of it.
+        reason: Why, if it is not ok.
+        comparison: The differences, where it ran.
+        top1: Accuracy on the rows, where they have labels.
+    """
+
+    target: str
+    path: str
+    outcome: Outcome
+    reason: str = ""
+    comparison: Comparison | None = None
+    top1: Figure | None = None
+
+    @property
+    def verdict(self) -> Verdict:
+        """Verdict of the comparison; a path that did not run is ``crash``."""
+        return self.comparison.verdict if self.comparison else Verdict.CRASH
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain dictionary, fit for JSON."""
+        return {
+            "target": self.target,
+            "path": self.path,
+            "outcome": str(self.outcome),
+            "reason": self.reason,
+            "verdict": "unsupported" if self.outcome is Outcome.UNSUPPORTED else str(self.verdict),
+            "comparison": self.comparison.to_dict() if self.comparison else None,
+            "top1": self.top1.to_dict() if self.top1 else None,
+        }
+
+
+@dataclass(frozen=True)
+class CompareReport:
+    """Source, noise floor, and one row per target and path."""
+
+    source: str
+    rows: int
+    floor: NoiseFloor
+    source_top1: Figure | None
+    paths: tuple[PathResult, ...]
+    layers: tuple[dict[str, Any], ...] = ()
+
+    @property
+    def right(self) -> bool:
+        """Whether every path may be relied on."""
+        return all(p.comparison is not None and p.verdict.right for p in self.paths)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain dictionary, fit for JSON."""
+        return {
+            "source": self.source,
+            "rows": self.rows,
+            "noise_floor": self.floor.to_dict(),
+            "source_top1": self.source_top1.to_dict() if self.source_top1 else None,
+            "paths": [p.to_dict() for p in self.paths],
+            "layers": list(self.layers),
+        }
+
+
+def compare_files(
+    source: Subject,
+    targets: Sequence[Subject],
+    *,
+    data: Dataset | None = None,
+    paths: Sequence[str] = (),
+    rows: int = 200,
+    layers: bool = False,
+    timeout_s: float = 300.0,
+    tell: Report = lambda text: None,
+) -> CompareReport:
+    """Compare targets with a source on the same rows.
+
+    Args:
+        source: The network that is right by definition, run by the runtime that owns its file.
+        targets: Its conversions.
+        data: Rows; without them, 32 random inputs are used (they show differences, not accuracy).
+        paths: Back ends to run each target on besides its own runtime; with none, only its own runtime.
+        rows: Rows to use at most.
+        layers: Also compare every intermediate tensor that has the same name and shape in both.
+        timeout_s: Longest time for one run.
+        tell: Receives one line per step.
+
+    Raises:
+        DataError: The rows do not fit the source.
+        DlasError: The source itself cannot be run.
+    """
+    tell(f"run {source.path.name} on {owner(source.path)}")
+    x, labels = _rows(source.model, data, rows)
+    try:
+        reference = _native(source, x, timeout_s)
+    except WorkerFailure as failure:
+        raise DlasError(f"{source.path.name}: the source itself cannot be run: {failure.reason}") from failure
+    floor = _floor(source.model, x)
+    results = []
+    for target in targets:
+        for path in ("native", *paths):
+            name = f"native ({owner(target.path)})" if path == "native" else path
+            tell(f"run {target.path.name} on {name}")
+            results.append(_try(target, path, name, x, data, labels, reference, floor, timeout_s))
+    compared = tuple(compare_layers(source.model, targets[0].model, x)) if layers and targets else ()
+    return CompareReport(source.path.name, len(x), floor, _top1(reference, labels), tuple(results), compared)
+
+
+def compare_layers(source: Model, target: Model, x: np.ndarray) -> list[dict[str, Any]]:
+    """Differences of the intermediate tensors with the same name and shape, in the order of the source."""
+    from dlas.graph.reference import intermediates
+
+    few = x[:16]
+    a = intermediates(source, {source.inputs[0].name: few})
+    b = intermediates(target, {target.inputs[0].name: adapt_rows(few, target)})
+    found = []
+    for name, value in a.items():
+        other = b.get(name)
+        if other is None or other.shape != value.shape or not np.issubdtype(value.dtype, np.floating):
+            continue
+        result = compare_outputs(value, other.astype(value.dtype), classify=False)
+        found.append(
+            {
+                "tensor": name,
+                "sqnr_db": result.sqnr_db,
+                "max_abs": result.max_abs,
+                "relative_l2": result.relative_l2,
+            }
+        )
+    return found
+
+
+def _try(
+    target: Subject,
+    path: str,
+    name: str,
+    x: np.ndarray,
+    data: Dataset | None,
+    labels: np.ndarray | None,
+    reference: np.ndarray,
+    floor: NoiseFloor,
+    timeout_s: float,
+) -> PathResult:
+    try:
+        fed = _fed(target.model, x, data)
+        if path == "native":
+            answers = _native(target, fed, timeout_s)
+        else:
+            answers = to_real(_on_backend(target.model, path, fed, timeout_s), target.model)
+    except WorkerFailure as failure:
+        return PathResult(target.path.name, name, failure.outcome, failure.reason)
+    except DlasError as error:
+        return PathResult(target.path.name, name, Outcome.UNSUPPORTED, str(error))
+    comparison = compare_outputs(reference, answers, floor=floor)
+    outcome = Outcome.OK if comparison.verdict.right else Outcome.WRONG
+    return PathResult(target.path.name, name, outcome, comparison.reason, comparison, _top1(answers, labels))
+
+
+def _rows(model: Model, data: Dataset | None, rows: int) -> tuple[np.ndarray, np.ndarray | None]:
+    from dlas.data.preprocess import prepare
+
+    if len(model.inputs) != 1:
+        raise DataError(
+            f"{model.name} has {len(model.inputs)} inputs; only single-input networks can be compared"
+        )
+    if data is None:
+        spec = model.inputs[0]
+        rng = np.random.default_rng(0)
+        shape = (min(rows, 32), *spec.bound(1)[1:])
+        if np.issubdtype(np.dtype(spec.dtype), np.integer):
+            info = np.iinfo(spec.dtype)
+            return rng.integers(info.min, info.max, shape, spec.dtype, endpoint=True), None
+        return rng.standard_normal(shape).astype(spec.dtype), None
+    few = data.head(rows)
+    return prepare(few, model), few.labels
+
+
+def _fed(model: Model, x: np.ndarray, data: Dataset | None) -> np.ndarray:
+    """Rows for a target: prepared by its own rules where it has some, else the source's rows adapted."""
+    from dlas.data.preprocess import prepare
+
+    if data is not None and model.preprocessing is not None:
+        return prepare(data.head(len(x)), model)
+    return adapt_rows(x, model)
+
+
+def _native(subject: Subject, x: np.ndarray, timeout_s: float) -> np.ndarray:
+    answers = run_in_worker(
+        "dlas.runtime.native:scores", str(subject.path), x, subject.architecture, timeout_s=timeout_s
+    )
+    return to_real(answers, subject.model)
+
+
+def _on_backend(model: Model, backend: str, x: np.ndarray, timeout_s: float) -> np.ndarray:
+    choice = str(Choice.parse(backend))
+    with tempfile.TemporaryDirectory(prefix="dlas-") as folder, Worker(threads=1) as worker:
+        place = Path(folder)
+        (place / "artifact").mkdir()
+        (place / "model.onnx").write_bytes(model.to_bytes())
+        build = [choice, str(place / "model.onnx"), "host", str(place / "artifact"), 1]
+        worker.call("dlas.runtime.session:build", *build, timeout_s=timeout_s)
+        opening = [choice, str(place / "artifact"), "host", 1]
+        worker.call("dlas.runtime.session:open", *opening, timeout_s=timeout_s)
+        return worker.call("dlas.runtime.session:outputs", x, timeout_s=timeout_s)
+
+
+def _floor(model: Model, x: np.ndarray) -> NoiseFloor:
+    from dlas.graph.reference import predict
+
+    first, second = predict(model, x), predict(model, x, level="disable")
+    return floor_between(
+        to_real(first, model), to_real(second, model), "onnxruntime, all optimisations against none"
+    )
+
+
+def _top1(scores: np.ndarray, labels: np.ndarray | None) -> Figure | None:
+    if labels is None or scores.ndim != 2 or len(scores) != len(labels):
+        return None
+    hits = int(np.sum(scores.argmax(1) == labels))
+    low, high = wilson(hits, len(labels))
+    return Figure(hits / len(labels), "fraction", Source.MEASURED, low, high, len(labels))

@@ -1,0 +1,75 @@
+"""Convert a file from one format to another and prove the result on the runtimes that own the two formats."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dlas.core.errors import DlasError
+from dlas.data.dataset import Dataset
+from dlas.graph.format import Written, format_for, save_model
+from dlas.verify.compare import CompareReport, Subject, compare_files
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """What a conversion did.
+
+    Attributes:
+        source: File read.
+        written: File written, with notes on everything that could not be kept.
+        check: Comparison of the two files; None when it was skipped.
+        why_unchecked: Why there is no check although one was wanted.
+    """
+
+    source: Path
+    written: Written
+    check: CompareReport | None = None
+    why_unchecked: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain dictionary, fit for JSON."""
+        return {
+            "source": str(self.source),
+            "target": str(self.written.path),
+            "bytes": self.written.path.stat().st_size,
+            "notes": list(self.written.notes),
+            "check": self.check.to_dict() if self.check else None,
+            "why_unchecked": self.why_unchecked,
+        }
+
+
+def convert_file(
+    source: Path,
+    target: Path,
+    *,
+    architecture: str = "",
+    data: Dataset | None = None,
+    check: bool = True,
+    tell: Callable[[str], None] = lambda text: None,
+) -> Conversion:
+    """Read ``source``, write ``target`` in the format its ending names, and compare the two.
+
+    Raises:
+        ModelError: The source cannot be read.
+        UnsupportedError: The target's format cannot express the network; names what.
+        DlasError: Source and target are the same file.
+    """
+    if source.resolve() == target.resolve():
+        raise DlasError(f"{source}: source and target are the same file", "name another target")
+    format_for(target)
+    tell(f"read {source.name}")
+    subject = Subject.open(source, architecture)
+    tell(f"write {target.name}")
+    written = save_model(subject.model, target)
+    if not check:
+        return Conversion(source, written)
+    if len(subject.model.inputs) != 1:
+        reason = (
+            f"the network has {len(subject.model.inputs)} inputs; only single-input networks can be compared"
+        )
+        return Conversion(source, written, why_unchecked=reason)
+    report = compare_files(subject, [Subject.open(target)], data=data, tell=tell)
+    return Conversion(source, written, report)
