@@ -96,16 +96,17 @@ def _network(blocks: int, classes: int) -> nn.Module:
             y = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
             return F.relu(y + self.shortcut(x))
 
+    def stage(before: int, after: int) -> nn.Sequential:
+        return nn.Sequential(*(Block(before if i == 0 else after, after) for i in range(blocks)))
+
     class Network(nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.conv1 = nn.Conv2d(3, WIDTHS[0], 3, padding=1, bias=False)
             self.bn1 = nn.BatchNorm2d(WIDTHS[0])
-            before = WIDTHS[0]
-            for index, width in enumerate(WIDTHS, 1):
-                stage = [Block(before if i == 0 else width, width) for i in range(blocks)]
-                setattr(self, f"layer{index}", nn.Sequential(*stage))
-                before = width
+            self.layer1 = stage(WIDTHS[0], WIDTHS[0])
+            self.layer2 = stage(WIDTHS[0], WIDTHS[1])
+            self.layer3 = stage(WIDTHS[1], WIDTHS[2])
             self.linear = nn.Linear(WIDTHS[-1], classes)
             for module in self.modules():
                 if isinstance(module, nn.Conv2d | nn.Linear):
