@@ -1,3 +1,65 @@
-"""dlas: the Deep Learning Acceleration Stack as one package."""
+"""dlas: the Deep Learning Acceleration Stack as one package.
+
+    import dlas
+
+    model = dlas.load("network.onnx")
+    small = dlas.compress(model, "int8", data="rows.parquet")
+    with dlas.compile(small, backend="onnxruntime", threads=2) as executable:
+        executable.run({"input": x})
+
+Names are resolved on first use, so ``import dlas`` stays light.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
+
+_PUBLIC = {
+    "dlas.api": (
+        "bench", "compare", "compile", "compress", "convert", "load", "report", "save", "study",
+    ),
+    "dlas.core.errors": (
+        "CheckFailedError", "DataError", "DlasError", "MissingDependencyError", "ModelError", "OptionError",
+        "ShapeError", "UnknownNameError", "UnsupportedError",
+    ),
+    "dlas.core.figure": ("Figure", "Outcome", "Record", "Source"),
+    "dlas.core.options": ("Choice",),
+    "dlas.compress.method": ("Method", "methods"),
+    "dlas.data.dataset": ("Dataset", "loaders"),
+    "dlas.explore.result": ("StudyResult",),
+    "dlas.explore.study": ("Study",),
+    "dlas.graph.format": ("formats",),
+    "dlas.graph.model": ("Model",),
+    "dlas.graph.preprocessing": ("Preprocessing",),
+    "dlas.hardware.target": ("Target", "targets"),
+    "dlas.runtime.backend": ("Backend", "Executable", "backends"),
+}  # fmt: skip
+_HOME = {name: module for module, names in _PUBLIC.items() for name in names}
+
+__all__ = ["__version__", *sorted(_HOME)]  # pyright: ignore[reportUnsupportedDunderAll]
+
+if TYPE_CHECKING:
+    from dlas.api import bench as bench
+    from dlas.api import compare as compare
+    from dlas.api import compile as compile
+    from dlas.api import compress as compress
+    from dlas.api import convert as convert
+    from dlas.api import load as load
+    from dlas.api import report as report
+    from dlas.api import save as save
+    from dlas.api import study as study
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'dlas' has no attribute {name!r}")
+    value = getattr(importlib.import_module(_HOME[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -64,7 +64,7 @@ class Workbench:
 
         def fill(folder: Path) -> None:
             placed = [str(folder) if a is FOLDER else a for a in args]
-            result = self.executor.call(f"{STEPS}:{step}", *placed)
+            result = self.executor.call(step if ":" in step else f"{STEPS}:{step}", *placed)
             if result is not None:
                 (folder / "facts.json").write_text(json.dumps(result))
 
@@ -207,12 +207,12 @@ class Workbench:
         """The compiled network."""
         self.progress.step(f"compile for {backend}")
         return self.make(
-            "build_artifact",
+            "dlas.runtime.session:build",
             [product.facts["hash"], str(backend), str(target)],
-            str(product),
-            FOLDER,
             str(backend),
+            str(product.folder / "model.onnx"),
             str(target),
+            FOLDER,
         )
 
     def point_key(self, stack: Stack, machine: str) -> str:

@@ -116,12 +116,17 @@ _TABLES: dict[str, Any] = {
 }
 
 
-def read_spec(path: Path, overrides: Mapping[str, str] | None = None) -> StudySpec:
+def read_spec(
+    path: Path,
+    overrides: Mapping[str, str] | None = None,
+    tables: Mapping[str, Mapping[str, Any]] | None = None,
+) -> StudySpec:
     """Read a stack file.
 
     Args:
         path: TOML file.
         overrides: Dotted key to value text, as given by ``--set data.path=...``.
+        tables: Values of other command line options, in the form of the file; they win over the file.
 
     Raises:
         DlasError: The file is missing or not TOML; says where.
@@ -135,19 +140,53 @@ def read_spec(path: Path, overrides: Mapping[str, str] | None = None) -> StudySp
     except (OSError, UnicodeDecodeError) as error:
         raise DlasError(f"{path}: cannot be read: {error}", "give a TOML text file") from error
     try:
-        tables = tomllib.loads(text)
+        read = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise DlasError(f"{path}: not valid TOML: {error}", "correct that line") from error
-    for key, value in (overrides or {}).items():
-        set_key(tables, key, value)
-        text += f"\n# --set {key}={value}"
     try:
-        spec = spec_of(tables, path.stem)
+        return _finished(read, text, path.stem, path.resolve().parent, overrides, tables)
     except UnknownKeyError as error:
         raise DlasError(f"{path}:{_line_of(text, error)}: {error}") from error
     except DlasError as error:
         raise DlasError(f"{path}: {error.message}", error.hint) from error
-    return replace(spec, folder=path.resolve().parent, text=text)
+
+
+def embedded_spec(
+    overrides: Mapping[str, str] | None = None, tables: Mapping[str, Mapping[str, Any]] | None = None
+) -> StudySpec:
+    """The study that ``dlas run`` does without arguments; see ``embedded.toml`` beside this file."""
+    return read_spec(Path(__file__).with_name("embedded.toml"), overrides, tables)
+
+
+def model_spec(
+    model: str,
+    overrides: Mapping[str, str] | None = None,
+    tables: Mapping[str, Mapping[str, Any]] | None = None,
+) -> StudySpec:
+    """A study of one model file with sensible defaults: the usual pipelines on every back end that is installed."""
+    from dlas.runtime.backend import backends
+
+    ready = [name for name, member in backends.members() if not member.missing()]
+    ready.sort(key=lambda name: (name != "onnxruntime", name))
+    read = {"model": {"path": model}, "runtime": {"backend": ready}}
+    return _finished(read, "", Path(model).stem, Path(), overrides, tables)
+
+
+def _finished(
+    read: dict[str, Any],
+    text: str,
+    name: str,
+    folder: Path,
+    overrides: Mapping[str, str] | None,
+    tables: Mapping[str, Mapping[str, Any]] | None,
+) -> StudySpec:
+    for table, values in (tables or {}).items():
+        if values:
+            read[table] = {**_table(read, table), **values}
+    for key, value in (overrides or {}).items():
+        set_key(read, key, value)
+        text += f"\n# --set {key}={value}"
+    return replace(spec_of(read, name), folder=folder, text=text)
 
 
 class UnknownKeyError(UnknownNameError):

@@ -107,20 +107,6 @@ def reference_scores(network: str, folder: str, rows: str, level: str, count: in
     np.save(Path(folder) / "scores.npy", scores)
 
 
-def build_artifact(network: str, folder: str, backend: str, target: str) -> dict[str, Any]:
-    """Compile for one back end and target (batch 1)."""
-    from dlas.core.errors import UnsupportedError
-    from dlas.hardware.target import target_for
-    from dlas.runtime.backend import backend_for
-
-    model, device, engine = read_network(network), target_for(target), backend_for(backend)
-    reason = device.unusable() or engine.supports(model, device)
-    if reason:
-        raise UnsupportedError(reason)
-    engine.build(model, device, Path(folder), batch=1)
-    return {"artifact_bytes": sum(f.stat().st_size for f in Path(folder).rglob("*") if f.is_file())}
-
-
 def read_network(folder: str) -> Model:
     """The network a step folder holds."""
     from dlas.graph.format import load_model

@@ -1,0 +1,60 @@
+# Two commands do everything on a fresh Debian or Ubuntu machine:
+#   make run    set up, then the main job on the network that ships with dlas
+#   make test   set up, then style, types, layers and all tests that are not marked slow
+
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+RUN_EXTRAS  := tflite,openvino
+TEST_EXTRAS := dev
+
+.PHONY: run test test-all lint bench docs report clean system-run system-test help
+
+help:
+	@sed -n '1,4p' Makefile
+
+run: $(VENV)/.run
+	$(BIN)/dlas run
+
+test: $(VENV)/.test lint
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow" --durations 20
+
+test-all: $(VENV)/.test lint
+	$(BIN)/python -m pytest -n 2 --dist worksteal --durations 40
+
+lint: $(VENV)/.test
+	$(BIN)/ruff check src tests benchmarks scripts
+	$(BIN)/ruff format --check src tests benchmarks scripts
+	$(BIN)/pyright
+	$(BIN)/lint-imports
+
+bench: $(VENV)/.test
+	for script in benchmarks/bench_*.py; do $(BIN)/python $$script || exit 1; done
+
+# --- set-up -------------------------------------------------------------------------------------
+
+$(VENV)/.run: pyproject.toml constraints.txt | system-run $(BIN)/python
+	@echo "set-up: install dlas with $(RUN_EXTRAS) into $(VENV)"
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[$(RUN_EXTRAS)]"
+	@touch $@
+
+$(VENV)/.test: pyproject.toml constraints.txt | system-test $(BIN)/python
+	@echo "set-up: install dlas with $(TEST_EXTRAS) into $(VENV)"
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[$(TEST_EXTRAS)]"
+	@touch $@ $(VENV)/.run
+
+$(BIN)/python:
+	@echo "set-up: make $(VENV) with $$($(PYTHON) --version)"
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "dlas needs Python 3.11 or newer; give one with PYTHON=..."; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+
+system-run:
+	@PYTHON=$(PYTHON) ./scripts/system-packages venv
+
+# A compiler links what TVM generates; Chromium is where the report is looked at.
+system-test:
+	@PYTHON=$(PYTHON) ./scripts/system-packages venv compiler browser
+
+clean:
+	rm -rf $(VENV) dlas-out build dist .pytest_cache .ruff_cache

@@ -1,0 +1,275 @@
+"""The Python face of dlas: the same nouns as the command line, on paths or Models alike."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dlas.core.errors import DlasError
+
+if TYPE_CHECKING:
+    from dlas.compress.method import Progress as MethodProgress
+    from dlas.core.timing import Protocol
+    from dlas.data.dataset import Dataset
+    from dlas.explore.progress import Progress
+    from dlas.explore.result import StudyResult
+    from dlas.graph.format import Written
+    from dlas.graph.model import Model
+    from dlas.runtime.backend import Executable
+    from dlas.runtime.bench import BenchRow
+    from dlas.verify.compare import CompareReport
+    from dlas.verify.conversion import Conversion
+
+ModelLike = "str | Path | Model"
+
+
+def load(
+    source: Any,
+    example: Any = None,
+    *,
+    architecture: str = "",
+    name: str = "",
+    preprocessing: Mapping[str, Any] | None = None,
+) -> Model:
+    """A network from a file, from the name of one that dlas ships, or from a ``torch.nn.Module``.
+
+    Args:
+        source: Path of an ONNX, TFLite or PyTorch file (relative ones are also looked for under DLAS_DATA), a name
+            such as ``digits-cnn``, a Model (returned as it is), or a module object.
+        example: For a module: one example input tensor, batch axis first.
+        architecture: For a bare checkpoint: ``cifar-resnet:depth=20``; found out by itself where possible.
+        name: Name for tables.
+        preprocessing: Fields of Preprocessing, if the file does not carry them.
+
+    Raises:
+        ModelError: The file is missing or not a network.
+        UnsupportedError: It uses operators dlas cannot express; all are named.
+    """
+    from dataclasses import replace
+
+    from dlas.graph.model import Model
+    from dlas.graph.preprocessing import Preprocessing
+
+    if isinstance(source, Model):
+        model = source
+    elif isinstance(source, str | Path):
+        model = _load_file(model_path(source), architecture)
+    else:
+        from dlas.graph.formats.torch import from_module
+
+        model = from_module(source, example, name or type(source).__name__)
+    if name:
+        model = model.renamed(name)
+    if preprocessing:
+        model = replace(model, preprocessing=Preprocessing.from_dict(preprocessing))
+    return model
+
+
+def model_path(source: str | Path) -> Path:
+    """Where a model lies: a name dlas ships, a path, or a path below DLAS_DATA."""
+    from dlas.core.paths import resolve
+    from dlas.models.pretrained import pretrained_path
+
+    return pretrained_path(str(source)) or resolve(source, "model")
+
+
+def save(model: Model, path: str | Path) -> Written:
+    """Write a network in the format that the ending of ``path`` names; returns notes on what could not be kept."""
+    from dlas.graph.format import save_model
+
+    return save_model(model, Path(path))
+
+
+def compress(
+    model: str | Path | Model,
+    *methods: str,
+    data: str | Path | Dataset | None = None,
+    split: str = "",
+    progress: MethodProgress | None = None,
+    **options: Any,
+) -> Model:
+    """Apply compression methods in order.
+
+    Args:
+        model: Network or path.
+        methods: Names, with options as ``magnitude:sparsity=0.8``.
+        data: Rows for calibration and fine-tuning; never those the network will be judged on.
+        split: Split of the data set, where it has several.
+        progress: Told the fraction done and what is being done.
+        options: Options of the method, if there is only one.
+
+    Raises:
+        UnknownNameError: No such method or option.
+        DataError: A method needs rows and got none that fit.
+    """
+    from dlas.compress.method import compress_model
+    from dlas.core.options import Choice
+
+    if options and len(methods) != 1:
+        raise DlasError(
+            "options can be given to one method only",
+            "write them behind their method: magnitude:sparsity=0.8",
+        )
+    rows, current = dataset(data, split), load(model)
+    for text in methods:
+        choice = Choice.parse(text)
+        choice = Choice.of(choice.name, **{**choice.as_dict(), **options})
+        current = compress_model(current, choice, rows, progress)
+    return current
+
+
+def convert(
+    source: str | Path,
+    target: str | Path,
+    *,
+    architecture: str = "",
+    data: str | Path | Dataset | None = None,
+    check: bool = True,
+    tell: Callable[[str], None] = lambda text: None,
+) -> Conversion:
+    """Convert a file and compare the result with its source on the runtimes that own the two formats."""
+    from dlas.verify.conversion import convert_file
+
+    return convert_file(
+        model_path(source),
+        Path(target),
+        architecture=architecture,
+        data=dataset(data),
+        check=check,
+        tell=tell,
+    )
+
+
+def compile(
+    model: str | Path | Model,
+    backend: str = "onnxruntime",
+    *,
+    target: str = "host",
+    threads: int = 1,
+    batch: int = 1,
+) -> Executable:
+    """Compile a network; the result has ``run``, ``profile``, ``memory`` and ``close``."""
+    from dlas.runtime.backend import backend_for
+
+    return backend_for(backend).compile(load(model), target, threads=threads, batch=batch)
+
+
+def compare(
+    source: str | Path | Model,
+    *targets: str | Path | Model,
+    data: str | Path | Dataset | None = None,
+    split: str = "",
+    paths: Sequence[str] = (),
+    rows: int = 200,
+    layers: bool = False,
+    architecture: str = "",
+    tell: Callable[[str], None] = lambda text: None,
+) -> CompareReport:
+    """Compare conversions with their source; files run on the runtime that owns them, and on ``paths`` besides.
+
+    Args:
+        source: The network that is right by definition.
+        targets: Its conversions; the source itself is allowed, to compare back ends.
+        data: Rows; without them random inputs are used.
+        split: Split of the data set.
+        paths: Back ends (``tvm:opt=O3``) to run each target on as well.
+        rows: Rows to use at most.
+        layers: Also compare intermediate tensors by name.
+        architecture: For bare checkpoints.
+        tell: Receives one line per step.
+    """
+    from dlas.graph.format import save_model
+    from dlas.graph.model import Model
+    from dlas.verify.compare import Subject, compare_files
+
+    with tempfile.TemporaryDirectory(prefix="dlas-") as folder:
+
+        def subject(given: Any) -> Subject:
+            if not isinstance(given, Model):
+                return Subject.open(model_path(given), architecture)
+            path = Path(folder) / f"{given.renamed(given.name).name}-{given.hash[:8]}.onnx"
+            save_model(given, path)
+            return Subject(path, given)
+
+        return compare_files(
+            subject(source),
+            [subject(t) for t in targets],
+            data=dataset(data, split),
+            paths=paths,
+            rows=rows,
+            layers=layers,
+            tell=tell,
+        )
+
+
+def bench(
+    model: str | Path | Model,
+    backends: Sequence[str] = (),
+    *,
+    threads: Sequence[int] = (1,),
+    target: str = "host",
+    protocol: Protocol | None = None,
+    layers: bool = False,
+    tell: Callable[[str], None] = lambda text: None,
+) -> list[BenchRow]:
+    """Time a network on several back ends (all installed ones by default), interleaved."""
+    from dlas.runtime.bench import bench as run
+
+    return run(
+        load(model),
+        list(backends) or installed_backends(),
+        threads=threads,
+        target=target,
+        protocol=protocol,
+        layers=layers,
+        tell=tell,
+    )
+
+
+def study(
+    file: str | Path | None = None,
+    *,
+    out: str | Path = "dlas-out",
+    overrides: Mapping[str, str] | None = None,
+    fresh: bool = False,
+    progress: Progress | None = None,
+    command: str = "",
+) -> StudyResult:
+    """Run the stacks of a file (the embedded default without one), resuming where an earlier run was stopped."""
+    from dlas.explore.spec import embedded_spec, read_spec
+    from dlas.explore.study import Study
+
+    spec = read_spec(Path(file), overrides) if file is not None else embedded_spec(overrides)
+    return Study(spec, Path(out), progress=progress, command=command).run(fresh=fresh)
+
+
+def report(result: StudyResult, path: str | Path) -> Path:
+    """Write a study as one self-contained HTML page."""
+    from dlas.report.html import write_report
+
+    write_report(result, Path(path))
+    return Path(path)
+
+
+def installed_backends() -> list[str]:
+    """Back ends whose libraries are here, onnxruntime first."""
+    from dlas.runtime.backend import backends
+
+    ready = [name for name, member in backends.members() if not member.missing()]
+    return sorted(ready, key=lambda name: (name != "onnxruntime", name))
+
+
+def dataset(data: Any, split: str = "") -> Dataset | None:
+    """A data set by path or name; None and Datasets pass through."""
+    from dlas.data.find import load_dataset
+
+    return load_dataset(data, split=split) if isinstance(data, str | Path) and str(data) else data or None
+
+
+def _load_file(path: Path, architecture: str) -> Model:
+    from dlas.graph.format import format_for, load_model
+
+    wanted = architecture and format_for(path).name == "torch"
+    return load_model(path, **({"architecture": architecture} if wanted else {}))

@@ -1,0 +1,136 @@
+"""``dlas compress``: apply compression methods to a model file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from dlas.cli._shared import (
+    Architecture,
+    Bar,
+    Data,
+    Json,
+    Split,
+    figure_text,
+    method_options,
+    say,
+    size_text,
+    write_json,
+    write_table,
+)
+from dlas.core.errors import DlasError
+
+
+def add_to(app: typer.Typer) -> None:
+    """Enter the command."""
+    settings = {"ignore_unknown_options": True, "allow_extra_args": True}
+    app.command("compress", context_settings=settings)(compress)
+
+
+def compress(
+    context: typer.Context,
+    model: Annotated[str, typer.Argument(help="Model file, or the name of a network dlas ships.")],
+    methods: Annotated[
+        list[str],
+        typer.Argument(
+            help="Methods in order, such as int8 or magnitude:sparsity=0.8; see `dlas list compress`."
+        ),
+    ],
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="File to write (.onnx or .tflite).")
+    ] = None,
+    data: Data = "",
+    split: Split = "",
+    rows: Annotated[int, typer.Option(help="Rows handed to the method, 0 for all.")] = 0,
+    architecture: Architecture = "",
+    plan: Annotated[bool, typer.Option("--plan", help="Only say what would change.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing output file.")] = False,
+    json: Json = False,
+) -> None:
+    """Compress a network. Options of a single method may follow as --sparsity 0.8."""
+    from dlas.api import load, model_path
+    from dlas.cli._shared import dataset
+    from dlas.compress.method import methods as known
+    from dlas.core.options import Choice
+
+    names, options = method_options([*methods, *context.args])
+    choices = [Choice.parse(n) for n in names]
+    if options and len(choices) != 1:
+        raise DlasError("options can follow one method only", "write them behind it: magnitude:sparsity=0.8")
+    choices = [Choice.of(c.name, **{**c.as_dict(), **options}) for c in choices]
+    members = [known.get(c.name)(**c.as_dict()) for c in choices]
+    network, found = load(model, architecture=architecture), dataset(data, split, rows)
+    target = output or Path(f"{model_path(model).stem}-{'-'.join(c.name for c in choices)}.onnx")
+    if not plan and target.exists() and not force:
+        raise DlasError(f"{target} exists", "give -o another name, or --force to replace it")
+
+    current, plans = network, []
+    with Bar() as bar:
+        bar.start(100)
+        for member in members:
+            bar.step(f"compress: {member.name}")
+            if plan:
+                plans.append(member.plan(current, found))
+                if len(members) == 1:
+                    break
+            done = 0
+
+            def tell(fraction: float, text: str) -> None:
+                nonlocal done
+                units = int(100 * fraction) // len(members) - done
+                done += units
+                bar.step(text)
+                bar.advance(units)
+
+            current = member.apply(current, found, tell)
+    if plan:
+        _show_plans(plans, json)
+        return
+    _write(network, current, target, json)
+
+
+def _show_plans(plans: list[Any], json: bool) -> None:
+    if json:
+        write_json(plans)
+        return
+    for found in plans:
+        rows = [(c.layer, c.what, c.before, c.after) for c in found.changes]
+        write_table(("layer", "what", "before", "after"), rows, title=found.method)
+        for name, figure in found.expected.items():
+            say(f"expected {name}: {figure_text(figure)} ({figure.source})")
+        for note in found.notes:
+            say(f"note: {note}")
+
+
+def _write(before: Any, after: Any, target: Path, json: bool) -> None:
+    from dlas.api import save
+    from dlas.graph.analysis import diff, figures
+
+    written = save(after, target)
+    old, new = figures(before), figures(after)
+    changes = diff(before, after)
+    notes = [*(n for s in after.history[len(before.history) :] for n in s.notes), *written.notes]
+    if json:
+        write_json(
+            {
+                "output": str(written.path),
+                "bytes": target.stat().st_size,
+                "before": {k: f.to_dict() for k, f in old.items()},
+                "after": {k: f.to_dict() for k, f in new.items()},
+                "changes": changes,
+                "notes": notes,
+                "history": [s.to_dict() for s in after.history],
+            }
+        )
+        return
+    write_table(
+        ("layer", "op", "before", "after"), [(c["layer"], c["op"], c["before"], c["after"]) for c in changes]
+    )
+    for name in new:
+        if name in old and old[name].value != new[name].value:
+            say(f"{name}: {figure_text(old[name])} -> {figure_text(new[name])} ({new[name].source})")
+    for note in notes:
+        say(f"note: {note}")
+    say(f"wrote {written.path} ({size_text(target.stat().st_size)})")

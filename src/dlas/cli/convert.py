@@ -1,0 +1,49 @@
+"""``dlas convert``: from one file format to another, with proof."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from dlas.cli._shared import Architecture, Data, Json, Split, say, size_text, write_json
+from dlas.cli.compare import show
+from dlas.core.errors import DlasError
+
+
+def add_to(app: typer.Typer) -> None:
+    """Enter the command."""
+    app.command("convert")(convert)
+
+
+def convert(
+    source: Annotated[str, typer.Argument(help="Model file to read.")],
+    target: Annotated[Path, typer.Argument(help="File to write; its ending names the format.")],
+    data: Data = "",
+    split: Split = "",
+    architecture: Architecture = "",
+    check: Annotated[bool, typer.Option("--check/--no-check", help="Compare the two files.")] = True,
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing file.")] = False,
+    json: Json = False,
+) -> int:
+    """Convert a model file; says what could not be kept, and whether the result is still right."""
+    from dlas import api
+
+    if target.exists() and not force:
+        raise DlasError(f"{target} exists", "name another file, or --force to replace it")
+    rows = api.dataset(data, split)
+    done = api.convert(
+        source, target, architecture=architecture, data=rows, check=check, tell=lambda t: say("  " + t)
+    )
+    if json:
+        write_json(done.to_dict())
+    else:
+        say(f"wrote {target} ({size_text(target.stat().st_size)})")
+        for note in done.written.notes:
+            say(f"note: {note}")
+        if done.check is not None:
+            show(done.check)
+        elif done.why_unchecked:
+            say(f"not checked: {done.why_unchecked}")
+    return 0 if done.check is None or done.check.right else 1

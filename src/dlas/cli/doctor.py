@@ -1,0 +1,75 @@
+"""``dlas doctor``: what works on this machine."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from dlas.cli._shared import Json, size_text, write_json, write_table
+
+
+def add_to(app: typer.Typer) -> None:
+    """Enter the command."""
+    app.command("doctor")(doctor)
+
+
+def doctor(
+    json: Json = False,
+    quick: Annotated[bool, typer.Option("--quick", help="Only look; do not try the back ends.")] = False,
+) -> None:
+    """Machine, libraries, and whether each back end really runs a small network here."""
+    from dlas.core.cache import Cache
+    from dlas.core.environment import fingerprint
+    from dlas.core.paths import data_root
+
+    machine = fingerprint()
+    cache = Cache()
+    found = {
+        "machine": machine,
+        "cache": {"folder": str(cache.root), "bytes": cache.size()},
+        "data": str(data_root() or ""),
+        "backends": [] if quick else try_backends(),
+    }
+    if json:
+        write_json(found)
+        return
+    rows = [
+        ("processor", f"{machine['cpu']} ({machine['isa']})"),
+        ("features", ", ".join(machine["cpu_flags"])),
+        ("cores", f"{machine['cores_usable']} of {machine['cores']}"),
+        ("memory", size_text(machine["memory_bytes"])),
+        ("system", f"{machine['os']}, Python {machine['python']}"),
+        ("libraries", ", ".join(f"{k} {v}" for k, v in machine["versions"].items())),
+        ("cache", f"{found['cache']['folder']} ({size_text(found['cache']['bytes'])})"),
+        ("DLAS_DATA", found["data"] or "not set"),
+    ]
+    write_table(("", ""), rows)
+    if not quick:
+        columns = ("back end", "state", "difference from the reference", "needs")
+        cells = [(b["name"], b["state"], b["difference"], b["reason"]) for b in found["backends"]]
+        write_table(columns, cells)
+
+
+def try_backends() -> list[dict[str, Any]]:
+    """Run the network dlas ships on every installed back end, in workers, and compare with the reference."""
+    from dlas.api import compare
+    from dlas.models.pretrained import pretrained_path
+    from dlas.runtime.backend import backends
+
+    model = pretrained_path("digits-cnn")
+    ready = {name: member.missing() for name, member in backends.members()}
+    report = compare(
+        model, model, data="digits", split="test", paths=[n for n, m in ready.items() if not m], rows=20
+    )
+    ran = {row.path: row for row in report.paths}
+    found = []
+    for name, missing in ready.items():
+        row = ran.get(name)
+        if row is None:
+            found.append({"name": name, "state": "absent", "difference": "", "reason": missing})
+            continue
+        difference = f"{row.comparison.max_abs:.2g}" if row.comparison else ""
+        state = str(row.verdict) if row.comparison else str(row.outcome)
+        found.append({"name": name, "state": state, "difference": difference, "reason": row.reason})
+    return found

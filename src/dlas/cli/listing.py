@@ -1,0 +1,77 @@
+"""``dlas list``: every choice of every layer, with what it needs."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from dlas.cli._shared import Json, write_json, write_table
+
+
+def add_to(app: typer.Typer) -> None:
+    """Enter the command."""
+    app.command("list")(list_choices)
+
+
+def list_choices(
+    layer: Annotated[
+        str, typer.Argument(help="A layer (data, models, compress, ...) or a family (method, backend, ...).")
+    ] = "",
+    json: Json = False,
+) -> None:
+    """Every choice, by layer, with what it needs."""
+    from dlas.core.errors import UnknownNameError
+
+    found = choices()
+    if layer:
+        kept = [c for c in found if layer in (c["layer"], c["family"], c["family"] + "s")]
+        if not kept:
+            raise UnknownNameError("layer", layer, {c["layer"] for c in found} | {c["family"] for c in found})
+        found = kept
+    if json:
+        write_json(found)
+        return
+    rows = [
+        (c["layer"], c["family"], c["name"], c["summary"], _options(c["options"]), c["missing"] or "ready")
+        for c in found
+    ]
+    write_table(("layer", "family", "name", "what it does", "options", "needs"), rows)
+
+
+def choices() -> list[dict[str, Any]]:
+    """One dictionary per registered member."""
+    from dlas.compress.method import methods
+    from dlas.core.options import describe_options
+    from dlas.data.dataset import loaders
+    from dlas.graph.format import formats
+    from dlas.hardware.target import targets
+    from dlas.models.architecture import architectures
+    from dlas.runtime.backend import backends
+
+    families = (
+        ("data", loaders),
+        ("models", architectures),
+        ("graph", formats),
+        ("compress", methods),
+        ("runtime", backends),
+        ("hardware", targets),
+    )
+    found = []
+    for layer, registry in families:
+        for name, member in registry.members():
+            found.append(
+                {
+                    "layer": layer,
+                    "family": registry.family,
+                    "name": name,
+                    "summary": member.summary,
+                    "options": describe_options(member.Options),
+                    "missing": member.missing(),
+                }
+            )
+    return found
+
+
+def _options(options: dict[str, dict[str, Any]]) -> str:
+    return ", ".join(f"{name}={o['default']}" for name, o in options.items())

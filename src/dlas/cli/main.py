@@ -1,0 +1,105 @@
+"""The ``dlas`` command: collects the command modules and turns errors into one line and an exit code."""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from typing import Annotated
+
+import click
+import typer
+
+import dlas
+from dlas.cli import (
+    bench,
+    compare,
+    compress,
+    convert,
+    data,
+    doctor,
+    info,
+    listing,
+    profile,
+    report,
+    run,
+    study,
+)
+from dlas.core.errors import DlasError
+
+app = typer.Typer(
+    name="dlas",
+    help="Compress, convert, check, compile and measure a network for a small device.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+for _module in (run, listing, info, doctor, data, compress, convert, compare, bench, profile, study, report):
+    _module.add_to(app)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        sys.stdout.write(f"dlas {dlas.__version__}\n")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+) -> None:
+    if debug:
+        os.environ["DLAS_DEBUG"] = "1"
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Entry point; leaves with 0, 1 (a check failed), 2 (user error), 3 (our defect) or 130 (interrupted)."""
+    sys.exit(run_command(sys.argv[1:] if arguments is None else arguments))
+
+
+def run_command(arguments: list[str]) -> int:
+    """Run one command line and return its exit code."""
+    try:
+        result = app(arguments, standalone_mode=False)
+        return result if isinstance(result, int) else 0
+    except DlasError as error:
+        _debug()
+        return _fail(str(error), error.exit_code)
+    except click.exceptions.Abort:
+        return _fail("interrupted; the same command goes on where it was", 130)
+    except KeyboardInterrupt:
+        return _fail("interrupted; the same command goes on where it was", 130)
+    except click.ClickException as error:
+        return _fail(error.format_message() + "; see --help", 2)
+    except click.exceptions.Exit as stop:
+        return stop.exit_code
+    except BrokenPipeError:
+        # The reader of our output went away (`dlas list | head`): nothing is left to be said.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except Exception as error:
+        _debug()
+        return _fail(
+            f"internal error: {type(error).__name__}: {error} (this is a defect of dlas; --debug shows where)",
+            3,
+        )
+
+
+def _fail(text: str, code: int) -> int:
+    from dlas.cli._shared import say
+
+    say("dlas: " + " ".join(text.split()))
+    return code
+
+
+def _debug() -> None:
+    if os.environ.get("DLAS_DEBUG"):
+        traceback.print_exc()
+
+
+if __name__ == "__main__":
+    main()
