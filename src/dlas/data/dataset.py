@@ -83,6 +83,33 @@ class Dataset:
         return self if count == 0 or count >= len(self) else self.take(np.arange(count))
 
 
+@dataclass(frozen=True)
+class DatasetFacts:
+    """What can be said about a data set without reading its samples.
+
+    Attributes:
+        name: Short name for tables.
+        path: Where it is; what a user would type for data sets that are not files.
+        kind: Name of the loader that reads it.
+        rows: Number of samples; None when unknown.
+        columns: Columns, arrays or sub-folders it holds.
+        classes: Class names in index order; may be empty.
+        size_bytes: Size on disk.
+        split: ``train``, ``test`` or empty, by its name.
+        problem: Why it cannot be used, in one line; empty if it can.
+    """
+
+    name: str
+    path: str
+    kind: str
+    rows: int | None = None
+    columns: tuple[str, ...] = ()
+    classes: tuple[str, ...] = ()
+    size_bytes: int = 0
+    split: str = ""
+    problem: str = ""
+
+
 class Loader(Configurable):
     """Turns a path into a Dataset."""
 
@@ -99,4 +126,12 @@ class Loader(Configurable):
 
         Raises:
             DataError: Missing, truncated, or without the expected columns; says which.
+        """
+
+    @abstractmethod
+    def describe(self, path: Path) -> DatasetFacts:
+        """Facts from metadata alone, cheap enough for listing many files.
+
+        Raises:
+            DataError: As :meth:`load`, as far as metadata can tell.
         """

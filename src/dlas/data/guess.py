@@ -1,0 +1,106 @@
+"""What samples must go through for a network that does not say."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from dlas.core.errors import DataError
+from dlas.data.dataset import Dataset
+from dlas.data.preprocess import image_size
+from dlas.graph.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
+
+Judge = Callable[[Preprocessing], float]
+
+_CROP_SHARE = 0.875  # of the resized image that the usual ImageNet centre crop keeps
+_CHANCE_FACTOR = 2.0
+
+
+def guess_preprocessing(
+    shape: Sequence[int | str], dtype: str, dataset: Dataset, judge: Judge
+) -> tuple[Preprocessing, str]:
+    """The most plausible preprocessing and a sentence saying how it was found.
+
+    Args:
+        shape: Shape of the network's input; only the batch may be a name.
+        dtype: dtype of the network's input.
+        dataset: What the network will see.
+        judge: Accuracy under a candidate, on a few balanced rows; asked only when the rows are labelled.
+
+    Raises:
+        DataError: The samples cannot be brought into this shape.
+    """
+    if isinstance(dataset.samples, np.ndarray) and (dataset.samples.dtype != np.uint8 or len(shape) != 4):
+        return Preprocessing(layout="N*", dtype=dtype), "samples are passed as they are"
+    base = _geometry(shape, dtype, dataset)
+    if np.dtype(dtype).kind in "iu":
+        zero = -128 if dtype == "int8" else 0
+        fixed = dataclasses.replace(base, quant_scale=1.0, quant_zero_point=zero)
+        return fixed, f"assumed that the {dtype} input spans pixel values 0..255"
+    candidates = _candidates(base)
+    if dataset.labels is None:
+        return candidates["0..1"], f"assumed {base.colour} pixels scaled to 0..1 (no labels to judge by)"
+    scores = {name: judge(candidate) for name, candidate in candidates.items()}
+    best, second = sorted(scores, key=lambda name: -scores[name])[:2]
+    note = (
+        f"preprocessing chosen by accuracy: {best} ({scores[best]:.1%}), next {second} ({scores[second]:.1%}); "
+        f"{_geometry_words(base)}"
+    )
+    classes = len(dataset.classes) or int(dataset.labels.max()) + 1
+    if scores[best] < _CHANCE_FACTOR / classes:
+        note += "; none does much better than chance, so state the preprocessing yourself"
+    return candidates[best], note
+
+
+def _candidates(base: Preprocessing) -> dict[str, Preprocessing]:
+    change = dataclasses.replace
+    found = {
+        "0..1": change(base, scale=1 / 255),
+        "0..255": base,
+        "-1..1": change(base, scale=1 / 127.5, mean=(1.0,)),
+    }
+    if base.colour == "RGB":
+        found["ImageNet mean and deviation"] = change(
+            base, scale=1 / 255, mean=IMAGENET_MEAN, std=IMAGENET_STD
+        )
+        found["BGR minus Caffe means"] = change(base, colour="BGR", mean=(104.0, 117.0, 123.0))
+    return found
+
+
+def _geometry(shape: Sequence[int | str], dtype: str, dataset: Dataset) -> Preprocessing:
+    if len(shape) != 4:
+        raise DataError(
+            f"images of {dataset.name} do not fit an input of shape {list(shape)}",
+            "expected (N, C, H, W) or (N, H, W, C); give arrays in the network's own shape",
+        )
+    first = shape[1] in (1, 3)
+    last = shape[3] in (1, 3)
+    if not first and not last:
+        raise DataError(
+            f"input shape {list(shape)} has neither 1 nor 3 channels at its second or last place",
+            "give the preprocessing yourself",
+        )
+    # With a channel count at both ends (1x3x32x3) the square pair tells; failing that, the exporters' NCHW.
+    channels_first = first and not (last and shape[1] == shape[2] != shape[3])
+    channels = shape[1] if channels_first else shape[3]
+    sides = shape[2:] if channels_first else shape[1:3]
+    own_height, own_width = image_size(dataset, 0)
+    height = own_height if isinstance(sides[0], str) else int(sides[0])
+    width = own_width if isinstance(sides[1], str) else int(sides[1])
+    fits = all(image_size(dataset, row) == (height, width) for row in range(min(len(dataset), 8)))
+    return Preprocessing(
+        height=height,
+        width=width,
+        resize=0 if fits or height != width else round(height / _CROP_SHARE),
+        colour="L" if channels == 1 else "RGB",
+        layout="NCHW" if channels_first else "NHWC",
+        dtype=dtype,
+    )
+
+
+def _geometry_words(base: Preprocessing) -> str:
+    if base.resize:
+        return f"short side to {base.resize}, centre crop {base.height}x{base.width}"
+    return f"images at {base.height}x{base.width}"
