@@ -15,9 +15,10 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
-from dlas.core.errors import DataError, ShapeError, UnsupportedError
+from dlas.core.errors import DataError, UnsupportedError
 from dlas.data.dataset import Dataset
 from dlas.graph.model import Model, TensorSpec
+from dlas.graph.reference import explained
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
@@ -246,10 +247,8 @@ def _session(graph: ir.Model, names: Sequence[str]) -> InferenceSession:
         return onnxruntime.InferenceSession(
             proto.SerializeToString(), options, providers=["CPUExecutionProvider"]
         )
-    except Exception as error:  # the pybind exceptions of onnxruntime share no base class
-        raise UnsupportedError(
-            f"onnxruntime cannot run the network for calibration: {str(error).strip().splitlines()[0]}"
-        ) from error
+    except Exception as error:
+        raise explained(error, "the network to calibrate") from error
 
 
 def calibrate(
@@ -280,7 +279,8 @@ def calibrate(
 
     Raises:
         DataError: A tensor takes a value that is not finite, or there were no rows.
-        UnsupportedError: onnxruntime cannot run the network.
+        ModelError: onnxruntime refuses the network.
+        UnsupportedError: It has no kernel for one of the operators.
     """
     if not names:
         return {}
@@ -326,10 +326,8 @@ def calibrate(
 def _guarded(runner: _Runner, array: np.ndarray) -> Iterator[tuple[int, list[np.ndarray]]]:
     try:
         yield from runner(array)
-    except (DataError, ShapeError):
-        raise
-    except Exception as error:  # the pybind exceptions of onnxruntime share no base class
+    except Exception as error:
         raise DataError(
-            f"the network cannot process the calibration rows: {str(error).strip().splitlines()[0]}",
+            f"the network cannot process the calibration rows: {explained(error, 'them').message}",
             "check that the rows fit the network",
         ) from error

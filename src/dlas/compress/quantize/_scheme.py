@@ -125,7 +125,11 @@ def _refuse_clip(node: ir.Node) -> str:
 
 def _refuse_resize(node: ir.Node) -> str:
     mode = node.attributes.get("mode")
-    return "" if mode is None or mode.value in ("nearest", "linear") else f"mode {mode.value} overshoots its input"
+    return (
+        ""
+        if mode is None or mode.value in ("nearest", "linear")
+        else f"mode {mode.value} overshoots its input"
+    )
 
 
 _PROBABILITY = Grid.of(1.0 / 256.0, -128)

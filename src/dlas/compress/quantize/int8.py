@@ -13,7 +13,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
@@ -43,9 +42,11 @@ class Options:
 
     per_channel: bool = option(True, "one weight scale per output channel instead of per tensor")
     calibration: Literal["min-max", "percentile", "mse"] = option(
-        "min-max", "how a range is read from the calibration rows", choices=CALIBRATIONS
+        "mse", "how a range is read from the calibration rows", choices=CALIBRATIONS
     )
-    percentile: float = option(99.99, "percent of the values kept by calibration=percentile", low=50, high=100)
+    percentile: float = option(
+        99.99, "percent of the values kept by calibration=percentile", low=50, high=100
+    )
     rows: int = option(512, "training rows used for calibration", low=1)
     io: Literal["float32", "int8"] = option(
         "float32", "dtype of the network's inputs and outputs", choices=("float32", "int8")
@@ -179,9 +180,7 @@ class _Rewriter:
             return
         input_scale = self.grid(source).scale
         axis = weight_axis(node) if self.options.per_channel else None
-        grid = weight_grid(
-            weight, axis, bias=bias, input_scale=float(input_scale), name=str(value.name)
-        )
+        grid = weight_grid(weight, axis, bias=bias, input_scale=float(input_scale), name=str(value.name))
         stored = self.writer.dequantized_constant(grid.quantize(weight, -127), grid, str(value.name))
         self.graph.insert_before(node, stored)
         node.replace_input_with(1, stored.outputs[0])
@@ -325,9 +324,7 @@ def _notes(scheme: Scheme) -> tuple[str, ...]:
     grouped: dict[tuple[str, str], list[str]] = {}
     for name, op, why in scheme.left:
         grouped.setdefault((op, why), []).append(name)
-    return tuple(
-        f"{op} stays float: {why} ({_listed(names)})" for (op, why), names in grouped.items()
-    )
+    return tuple(f"{op} stays float: {why} ({_listed(names)})" for (op, why), names in grouped.items())
 
 
 def _listed(names: Sequence[str]) -> str:
