@@ -20,29 +20,26 @@ def data(
     json: Json = False,
 ) -> None:
     """Data sets found in a folder and those that come with dlas."""
-    from dlas.core.errors import DataError
     from dlas.core.paths import data_root
     from dlas.data.find import find_datasets
 
-    place = folder or data_root()
-    if place is not None and not place.is_dir():
-        raise DataError(f"{place}: no such folder", "give a folder, or set DLAS_DATA to one")
-    found = find_datasets(place)
+    found = find_datasets(folder)
     if json:
         write_json(found)
         return
     rows = [
         (
-            f["name"],
-            f["kind"],
-            f["rows"] if f["rows"] is not None else "",
-            ", ".join(f["columns"]),
-            len(f["classes"]) or "",
-            size_text(f["bytes"]) if f["bytes"] else "",
-            f.get("note", ""),
+            f.name,
+            f.kind,
+            "" if f.rows is None else f.rows,
+            f.split,
+            ", ".join(f.columns),
+            len(f.classes) or "",
+            size_text(f.size_bytes) if f.size_bytes else "",
+            f.problem,
         )
         for f in found
     ]
-    write_table(("name", "kind", "rows", "columns", "classes", "size", "note"), rows)
-    if place is None:
+    write_table(("name", "kind", "rows", "split", "columns", "classes", "size", "problem"), rows)
+    if folder is None and data_root() is None:
         say("DLAS_DATA is not set: only what comes with dlas is shown")

@@ -19,6 +19,7 @@ from dlas.core.errors import DlasError, OptionError, UnknownNameError
 from dlas.core.options import Choice, build_options, option, parse_value
 from dlas.explore.result import Objective
 from dlas.explore.space import DESIGNS, Pipeline, Space
+from dlas.graph.preprocessing import Preprocessing
 
 
 @dataclass(frozen=True)
@@ -218,6 +219,7 @@ def spec_of(tables: Mapping[str, Any], name: str) -> StudySpec:
     name = str(tables.pop("name", name))
     model = dict(_table(tables, "model"))
     preprocessing = model.pop("preprocessing", {})
+    Preprocessing.from_dict(_table({"model.preprocessing": preprocessing}, "model.preprocessing"))
     for table in tables:
         if table not in _TABLES:
             raise UnknownKeyError("", table, _TABLES)

@@ -148,14 +148,19 @@ def random_rows(model: Model, count: int = 32) -> Dataset:
 
 
 def open_rows(data: Mapping[str, Any]) -> Dataset:
-    """Rows of ``{path, split, rows, label_offset, seed?}``.
+    """Rows of ``{path, split, rows, label_offset, part, holdout}``.
 
-    Fewer rows than there are come as a sample balanced over the classes, drawn with a fixed seed.
+    With a ``part``, a data set that has to serve for calibration and for judging is divided by the hash of its
+    samples, so the two never share one. Fewer rows than there are come as a sample balanced over the classes, drawn
+    with a fixed seed.
     """
     from dlas.data.find import load_dataset
-    from dlas.data.splits import sample
+    from dlas.data.splits import sample, split
 
     found = load_dataset(data["path"], split=data.get("split", ""))
+    if data.get("part"):
+        share = data["holdout"]
+        found = split(found, {"calibration": share, "judge": 1 - share})[data["part"]]
     count = int(data.get("rows", 0))
     if 0 < count < len(found):
         found = sample(found, count, seed=0, balanced=found.labels is not None)

@@ -22,6 +22,7 @@ from dlas.core.options import build_options
 from dlas.core.statistics import wilson
 from dlas.core.timing import Protocol as TimingProtocol
 from dlas.core.worker import WorkerFailure
+from dlas.data.metrics import top1
 from dlas.explore.executor import Executor, ProcessExecutor, limits
 from dlas.explore.panel import Member, Panel
 from dlas.explore.pareto import hypervolume, pareto_keys, reference_point
@@ -199,7 +200,7 @@ class _Run:
         if scores.ndim == 2 and scores.shape == original.shape:
             figures["agreement"] = _share(scores.argmax(1) == original.argmax(1))
             if labels is not None:
-                figures["top1"] = _share(scores.argmax(1) == labels)
+                figures["top1"] = top1(scores, labels)
         floor = self.bench.floor(product)
         facts = {
             "noise_floor": floor.to_dict(),

@@ -11,16 +11,23 @@ from typing import Any
 import numpy as np
 
 from dlas.core.errors import DataError, DlasError
-from dlas.core.figure import Figure, Outcome, Source
+from dlas.core.figure import Figure, Outcome
 from dlas.core.options import Choice
-from dlas.core.statistics import wilson
 from dlas.core.worker import Worker, WorkerFailure, run_in_worker
 from dlas.data.dataset import Dataset
+from dlas.data.metrics import top1
 from dlas.graph.format import load_model
 from dlas.graph.model import Model
 from dlas.graph.signature import adapt_rows, to_real
 from dlas.runtime.native import owner
-from dlas.verify.differential import Comparison, NoiseFloor, Verdict, compare_outputs, floor_between
+from dlas.verify.differential import (
+    Comparison,
+    NoiseFloor,
+    Verdict,
+    compare_outputs,
+    floor_between,
+    is_classifier,
+)
 
 Report = Callable[[str], None]
 
@@ -258,8 +265,6 @@ def _floor(model: Model, x: np.ndarray) -> NoiseFloor:
 
 
 def _top1(scores: np.ndarray, labels: np.ndarray | None) -> Figure | None:
-    if labels is None or scores.ndim != 2 or len(scores) != len(labels):
+    if labels is None or not is_classifier(scores) or len(scores) != len(labels):
         return None
-    hits = int(np.sum(scores.argmax(1) == labels))
-    low, high = wilson(hits, len(labels))
-    return Figure(hits / len(labels), "fraction", Source.MEASURED, low, high, len(labels))
+    return top1(scores, labels)

@@ -87,7 +87,8 @@ class RaplReader(EnergyReader):
     @classmethod
     def find(cls, root: Path = _POWERCAP) -> RaplReader | None:
         """Reader of the packages below ``root``; None unless at least one is there and all can be read."""
-        # intel-rapl-mmio shows the same packages a second time. Sub-zones (cores, memory) are parts of their package or, like psys, wholes around it: both would count twice.
+        # intel-rapl-mmio shows the same packages a second time; sub-zones (cores, memory) are parts of their package
+        # and psys is a whole around it: all of these would count twice.
         zones = sorted(
             zone for zone in root.glob("intel-rapl:*") if zone.name.count(":") == 1 and _is_package(zone)
         )
