@@ -108,7 +108,7 @@ def test_overrides_win_and_are_kept_for_the_report(tmp_path: Path) -> None:
 
 
 def test_an_override_without_a_table_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(DlasError, match="TABLE.KEY=VALUE"):
+    with pytest.raises(DlasError, match=r"TABLE\.KEY=VALUE"):
         read_spec(write(tmp_path, GOOD), {"threads": "2"})
 
 

@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import nn
 
+from dlas.graph.passes import fold_constants, infer_shapes, simplify
+
 
 def conv_bn(inner: int, out: int, kernel: int = 3, stride: int = 1, groups: int = 1) -> nn.Sequential:
     return nn.Sequential(
@@ -199,22 +201,24 @@ def build(name: str) -> nn.Module:
     return randomise(NETS[name]())
 
 
-def export(net: nn.Module, shape: tuple[int, ...] = (3, 16, 16)) -> ir.Model:
-    """The network as an ONNX graph with a dynamic batch, shapes inferred."""
+def export(net: nn.Module, shape: tuple[int, ...] = (3, 16, 16), optimize: bool = True) -> ir.Model:
+    """The network as an ONNX graph with a dynamic batch; batch norms stay unless ``optimize``."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         program = torch.onnx.export(
-            net, (torch.zeros(2, *shape),), dynamo=True, opset_version=18, verbose=False,
+            net, (torch.zeros(2, *shape),), dynamo=True, opset_version=18, verbose=False, optimize=optimize,
             dynamic_shapes=({0: torch.export.Dim("batch")},),
         )  # fmt: skip
     assert program is not None
     file = io.BytesIO()
     program.save(file)
     graph = ir.from_proto(onnx.load_from_string(file.getvalue()))
-    ir.passes.common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(graph)
-    ir.passes.common.IdentityEliminationPass()(graph)
-    ir.passes.common.RemoveUnusedNodesPass()(graph)
-    return ir.passes.common.ShapeInferencePass()(graph).model
+    if optimize:
+        simplify(graph)
+    else:
+        fold_constants(graph)
+        infer_shapes(graph)
+    return graph
 
 
 def run(graph: ir.Model, *inputs: np.ndarray) -> np.ndarray:
