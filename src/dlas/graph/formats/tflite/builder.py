@@ -1,0 +1,173 @@
+"""The object tree of a tflite file under construction: tensors, buffers, operators, metadata."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from dlas.graph.formats.tflite.flat import METADATA, aligned_buffer, pack, schema
+from dlas.graph.formats.tflite.tensors import TYPES, Quant
+
+SCHEMA_VERSION = 3
+# Smallest operator version for integer tensors (float tensors need version 1 unless FLOAT_VERSIONS says otherwise).
+INTEGER_VERSIONS = {
+    "CONV_2D": 3,
+    "DEPTHWISE_CONV_2D": 3,
+    "FULLY_CONNECTED": 4,
+    "TRANSPOSE_CONV": 3,
+    "BATCH_MATMUL": 2,
+}
+INTEGER_UNVERSIONED = {"RESHAPE", "QUANTIZE", "LEAKY_RELU", "PRELU", "HARD_SWISH", "ELU", "GATHER", "RSQRT"}
+FLOAT_VERSIONS = {"DEQUANTIZE": 2, "RESIZE_BILINEAR": 3, "RESIZE_NEAREST_NEIGHBOR": 3}
+
+
+@dataclass
+class Cell:
+    """A tensor of the file being written.
+
+    Attributes:
+        name: Name in the file.
+        shape: Sizes in stored order.
+        dtype: NumPy name.
+        quant: Quantisation in stored order, or None.
+        data: Constant bytes; empty for a computed tensor.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    quant: Quant | None = None
+    data: bytes = b""
+
+
+@dataclass
+class Builder:
+    """Collects tensors and operators; :meth:`finish` gives the bytes."""
+
+    cells: list[Cell] = field(default_factory=list)
+    _operators: list[Any] = field(default_factory=list)
+    _codes: dict[tuple[int, int], int] = field(default_factory=dict)
+    _constants: dict[tuple[Any, ...], int] = field(default_factory=dict)
+
+    def tensor(self, shape: Sequence[int], dtype: str, quant: Quant | None = None, name: str = "") -> int:
+        """Add a computed tensor; returns its index."""
+        self.cells.append(Cell(name, tuple(int(d) for d in shape), dtype, quant))
+        return len(self.cells) - 1
+
+    def constant(self, array: np.ndarray, quant: Quant | None = None, name: str = "") -> int:
+        """Add a constant (equal ones once); returns its index."""
+        data = np.ascontiguousarray(array).tobytes()
+        meaning = None if quant is None else (quant.scale.tobytes(), quant.zero_point.tobytes(), quant.axis)
+        key = (array.shape, array.dtype.name, meaning, data)
+        if key not in self._constants:
+            self.cells.append(Cell(name, array.shape, array.dtype.name, quant, data))
+            self._constants[key] = len(self.cells) - 1
+        return self._constants[key]
+
+    def options(self, kind: str, **fields: Any) -> Any:
+        """An options table of the schema."""
+        return getattr(schema(), kind + "T")(**fields)
+
+    def add(self, kind: str, inputs: Sequence[int], outputs: Sequence[int], options: Any = None) -> None:
+        """Add an operator."""
+        kinds = schema()
+        number = getattr(kinds.BuiltinOperator, kind)
+        version = self._version(kind, inputs, outputs, options)
+        operator = kinds.OperatorT()
+        operator.opcodeIndex = self._codes.setdefault((number, version), len(self._codes))
+        operator.inputs, operator.outputs = np.array(inputs, np.int32), np.array(outputs, np.int32)
+        if options is not None:
+            operator.builtinOptions = options
+            operator.builtinOptionsType = getattr(
+                kinds.BuiltinOptions, type(options).__name__.removesuffix("T")
+            )
+        self._operators.append(operator)
+
+    def _version(self, kind: str, inputs: Sequence[int], outputs: Sequence[int], options: Any) -> int:
+        used = [self.cells[i] for i in (*inputs, *outputs) if i >= 0]
+        version = FLOAT_VERSIONS.get(kind, 1)
+        if any(c.dtype == "int8" for c in used) and kind not in INTEGER_UNVERSIONED:
+            version = max(version, INTEGER_VERSIONS.get(kind, 2))
+        if kind == "DEQUANTIZE":
+            source = self.cells[inputs[0]]
+            if source.dtype == "float16":
+                version = 3
+            elif source.quant is not None and source.quant.axis is not None:
+                version = 5
+        if kind == "FULLY_CONNECTED" and options.keepNumDims:
+            version = max(version, 5)
+        if kind == "CONV_2D" and self.cells[inputs[0]].shape[-1] != self.cells[inputs[1]].shape[-1]:
+            version = 6
+        if kind == "DEPTHWISE_CONV_2D" and max(options.dilationHFactor, options.dilationWFactor) > 1:
+            version = max(version, 2)
+        return version
+
+    def finish(self, inputs: Sequence[int], outputs: Sequence[int], metadata: Mapping[str, Any]) -> bytes:
+        """The file.
+
+        Args:
+            inputs: Tensor indices of the network's inputs.
+            outputs: Tensor indices of its outputs.
+            metadata: Stored as JSON under the name ``dlas``.
+        """
+        kinds = schema()
+        buffers = [aligned_buffer(b"")]
+        tensors = []
+        for cell in self.cells:
+            tensor = kinds.TensorT()
+            tensor.name, tensor.shape = cell.name, np.array(cell.shape, np.int32)
+            tensor.type = getattr(kinds.TensorType, TYPES[cell.dtype])
+            tensor.hasRank = True
+            tensor.buffer = 0
+            if cell.data:
+                tensor.buffer = len(buffers)
+                buffers.append(aligned_buffer(cell.data))
+            tensor.quantization = _quantization(cell.quant)
+            tensors.append(tensor)
+        graph = kinds.SubGraphT()
+        graph.name, graph.tensors, graph.operators = "main", tensors, self._operators
+        graph.inputs, graph.outputs = np.array(inputs, np.int32), np.array(outputs, np.int32)
+        model = kinds.ModelT()
+        model.version, model.description = SCHEMA_VERSION, "dlas"
+        model.subgraphs = [graph]
+        model.operatorCodes = [_code(number, version) for number, version in self._codes]
+        entry = kinds.MetadataT()
+        entry.name, entry.buffer = METADATA, len(buffers)
+        buffers.append(aligned_buffer(json.dumps(metadata, sort_keys=True).encode()))
+        model.metadata, model.buffers = [entry], buffers
+        model.signatureDefs = [self._signature(inputs, outputs)]
+        return pack(model)
+
+    def _signature(self, inputs: Sequence[int], outputs: Sequence[int]) -> Any:
+        kinds = schema()
+        signature = kinds.SignatureDefT()
+        signature.signatureKey, signature.subgraphIndex = "serving_default", 0
+        ends = []
+        for indices in (inputs, outputs):
+            maps = []
+            for i in indices:
+                entry = kinds.TensorMapT()
+                entry.name, entry.tensorIndex = self.cells[i].name, i
+                maps.append(entry)
+            ends.append(maps)
+        signature.inputs, signature.outputs = ends
+        return signature
+
+
+def _code(number: int, version: int) -> Any:
+    code = schema().OperatorCodeT()
+    code.builtinCode, code.deprecatedBuiltinCode, code.version = number, min(number, 127), version
+    return code
+
+
+def _quantization(quant: Quant | None) -> Any:
+    if quant is None:
+        return None
+    made = schema().QuantizationParametersT()
+    made.scale, made.zeroPoint = quant.scale.astype(np.float32), quant.zero_point.astype(np.int64)
+    made.quantizedDimension = quant.axis or 0
+    return made

@@ -1,0 +1,336 @@
+"""Operators that cut a tensor, put something around it, or fold an axis."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import numpy as np
+import onnx_ir as ir
+
+from dlas.core.errors import UnsupportedError
+from dlas.graph.formats.tflite import layout
+from dlas.graph.formats.tflite.reader import Reader
+from dlas.graph.formats.tflite.rules import Rule
+from dlas.graph.formats.tflite.tensors import QUANTISED, Operation
+from dlas.graph.formats.tflite.writer import Writer
+
+REDUCTIONS = [
+    ("MEAN", "ReduceMean", True),
+    ("SUM", "ReduceSum", False),
+    ("REDUCE_MAX", "ReduceMax", False),
+    ("REDUCE_MIN", "ReduceMin", False),
+    ("REDUCE_PROD", "ReduceProd", False),
+]
+_END = 2**31 - 1
+
+
+def _read_pad(r: Reader, op: Operation) -> None:
+    i, out = op.inputs[0], op.outputs[0]
+    perm = r.perm(i)
+    pairs = r.tensor(op.inputs[1]).constant()
+    if pairs.shape != (len(perm), 2) or pairs.min() < 0:
+        raise ValueError(f"pads {pairs.tolist()}")
+    r.batch_free &= not pairs[0].any()
+    pads = r.int64([int(pairs[a, 0]) for a in perm] + [int(pairs[a, 1]) for a in perm])
+    tensor = r.tensor(i)
+    if op.kind == "MIRROR_PAD":
+        if r.options(op, "MirrorPadOptions").mode != 0:
+            raise UnsupportedError("MIRROR_PAD in symmetric mode has no ONNX counterpart")
+        r.give_same(out, i, r.emit("Pad", [r.raw(i, perm), pads], mode="reflect"), perm)
+        return
+    quant = tensor.quant if tensor.dtype in QUANTISED else None
+    same = quant is None or quant.same(r.tensor(out).quant)
+    if op.kind == "PADV2" and len(op.inputs) > 2:
+        given = r.tensor(op.inputs[2])
+        value = given.constant().reshape(-1)[0]
+        if not same:
+            value = np.float32(
+                value if given.quant is None else given.quant.real(given.constant()).reshape(-1)[0]
+            )
+    else:
+        value = quant.zero_point[0] if quant is not None and same else 0
+    if same:
+        fill = r.initializer(np.array(value, tensor.dtype), "fill")
+        r.give_same(out, i, r.emit("Pad", [r.raw(i, perm), pads, fill]), perm)
+    else:
+        fill = r.initializer(np.array(value, np.float32), "fill")
+        r.give(out, r.emit("Pad", [r.real(i, perm), pads, fill]), perm)
+
+
+def _read_slice(r: Reader, op: Operation) -> None:
+    i, out = op.inputs[0], op.outputs[0]
+    begins, sizes = r.ints(op.inputs[1]), r.ints(op.inputs[2])
+    ends = [b + s if s >= 0 else n for b, s, n in zip(begins, sizes, r.shape(i), strict=True)]
+    _cut(r, i, out, begins, ends, [1] * len(begins))
+
+
+def _read_strided_slice(r: Reader, op: Operation) -> None:
+    i, out = op.inputs[0], op.outputs[0]
+    o = r.options(op, "StridedSliceOptions")
+    if o.ellipsisMask or o.newAxisMask or o.offset:
+        raise UnsupportedError("STRIDED_SLICE with an ellipsis, new axes or offsets cannot be read")
+    begins, ends, steps = (r.ints(t) for t in op.inputs[1:4])
+    shape = r.shape(i)
+    if not len(begins) == len(ends) == len(steps) <= len(shape):
+        raise ValueError(f"{len(begins)} begins, {len(ends)} ends, {len(steps)} steps for {len(shape)} axes")
+    shrunk = [a for a in range(len(begins)) if o.shrinkAxisMask >> a & 1]
+    for a in range(len(begins)):
+        if a in shrunk:
+            start = layout.normal_axis(begins[a], shape[a])
+            begins[a], ends[a], steps[a] = start, start + 1, 1
+            continue
+        if o.beginMask >> a & 1:
+            begins[a] = 0 if steps[a] > 0 else _END
+        if o.endMask >> a & 1:
+            ends[a] = _END if steps[a] > 0 else -_END
+    rest = range(len(begins), len(shape))
+    _cut(
+        r,
+        i,
+        out,
+        [*begins, *(0 for _ in rest)],
+        [*ends, *(_END for _ in rest)],
+        [*steps, *(1 for _ in rest)],
+        shrunk,
+    )
+
+
+def _cut(
+    r: Reader,
+    i: int,
+    out: int,
+    begins: list[int],
+    ends: list[int],
+    steps: list[int],
+    shrunk: list[int] | None = None,
+) -> None:
+    tensor = r.tensor(i)
+    if tensor.data is not None and tensor.quant is None:
+        index = tuple(
+            begins[a]
+            if a in (shrunk or ())
+            else slice(begins[a], None if ends[a] == -_END else ends[a], steps[a])
+            for a in range(len(begins))
+        )
+        r.give_constant(out, tensor.data[index])
+        return
+    whole = [a for a in range(len(begins)) if (begins[a], steps[a]) == (0, 1) and ends[a] >= tensor.shape[a]]
+    axes = [a for a in range(len(begins)) if a not in whole]
+    perm = layout.identity(len(tensor.shape)) if shrunk else r.perm(i)
+    name = r.raw(i, perm)
+    r.batch_free &= 0 not in axes and 0 not in (shrunk or ())
+    if axes:
+        picked = [[values[a] for a in axes] for values in (begins, ends)]
+        inputs = [
+            name,
+            *(r.int64(p) for p in picked),
+            r.int64([perm.index(a) for a in axes]),
+            r.int64([steps[a] for a in axes]),
+        ]
+        name = r.emit("Slice", inputs)
+    if shrunk:
+        name = r.emit("Squeeze", [name, r.int64(shrunk)])
+        perm = layout.identity(len(r.shape(out)))
+    r.give_same(out, i, name, perm)
+
+
+def _read_split(r: Reader, op: Operation) -> None:
+    if op.kind == "SPLIT":
+        axis_at, i = op.inputs
+    else:
+        i, _, axis_at = op.inputs
+    rank = len(r.shape(i))
+    axis = layout.normal_axis(r.ints(axis_at)[0], rank)
+    r.batch_free &= axis != 0
+    perm = r.perm(i)
+    sizes = r.int64([r.shape(out)[axis] for out in op.outputs])
+    name = r.emit("Split", [r.raw(i, perm), sizes], len(op.outputs), axis=perm.index(axis))
+    for n, out in enumerate(op.outputs):
+        r.give_same(out, i, name if n == 0 else f"{name}:{n}", perm)
+
+
+def _read_unpack(r: Reader, op: Operation) -> None:
+    i = op.inputs[0]
+    rank = len(r.shape(i))
+    axis = layout.normal_axis(r.options(op, "UnpackOptions").axis, rank)
+    r.batch_free &= axis != 0
+    name = r.emit(
+        "Split", [r.raw(i, layout.identity(rank)), r.int64([1] * len(op.outputs))], len(op.outputs), axis=axis
+    )
+    for n, out in enumerate(op.outputs):
+        part = r.emit("Squeeze", [name if n == 0 else f"{name}:{n}", r.int64([axis])])
+        r.give_same(out, i, part, layout.identity(rank - 1))
+
+
+def _read_reduce(r: Reader, op: Operation, kind: str) -> None:
+    i, out = op.inputs[0], op.outputs[0]
+    rank = len(r.shape(i))
+    axes = sorted({layout.normal_axis(a, rank) for a in r.ints(op.inputs[1])})
+    keep = bool(r.options(op, "ReducerOptions").keepDims)
+    r.batch_free &= 0 not in axes
+    if kind == "ReduceMean" and rank == 4 and axes == [1, 2]:
+        perm = layout.NHWC_TO_NCHW
+        name = r.stored(out, r.emit("GlobalAveragePool", [r.real(i, perm)]), perm)
+        if not keep:
+            name, perm = r.emit("Squeeze", [name, r.int64([2, 3])]), (0, 1)
+        r.give_raw(out, name, perm)
+        return
+    perm = r.perm(i) if keep else layout.identity(rank)
+    name = r.real(i, perm)
+    stored = sorted(perm.index(a) for a in axes)
+    name = r.emit(kind, [name, r.int64(stored)], keepdims=int(keep))
+    r.give(out, name, perm if keep else layout.identity(len(r.shape(out))))
+
+
+def _read_arg(r: Reader, op: Operation, kind: str) -> None:
+    i, out = op.inputs[0], op.outputs[0]
+    rank = len(r.shape(i))
+    axis = layout.normal_axis(r.ints(op.inputs[1])[0], rank)
+    r.batch_free &= axis != 0
+    name = r.emit(kind, [r.real(i, layout.identity(rank))], axis=axis, keepdims=0)
+    if r.tensor(out).dtype != "int64":
+        name = r.emit("Cast", [name], to=r.element_type(r.tensor(out).dtype))
+    r.give_raw(out, name, layout.identity(rank - 1))
+
+
+# Writing
+
+
+def _write_pad(w: Writer, node: ir.Node) -> None:
+    value, out = w.input(node, 0), node.outputs[0]
+    mode = w.attribute(node, "mode", "constant")
+    rank = len(w.shape(value))
+    pads = [int(p) for p in w.parameter(node, "pads", 1) or []]
+    axes = [layout.normal_axis(int(a), rank) for a in (w.parameter(node, "axes", 3) or range(rank))]
+    pairs = np.zeros((rank, 2), np.int64)
+    for n, axis in enumerate(axes):
+        pairs[axis] = pads[n], pads[len(axes) + n]
+    fill = (w.parameter(node, "value", 2) or [0.0])[0]
+    perm = w.perm(value)
+    tensor = w.place(value)
+    kept = np.maximum(pairs, 0)
+    if (pairs < 0).any():  # ONNX cuts where pads are negative
+        shape = [n + min(b, 0) + min(a, 0) for n, (b, a) in zip(w.shape(value), pairs.tolist(), strict=True)]
+        begins = [-min(int(b), 0) for b in pairs[:, 0]]
+        tensor = w.cut(tensor, layout.permute(begins, perm), layout.permute(shape, perm))
+    amounts = w.ints(kept[list(perm)])
+    shape = layout.permute(w.shape(out), perm)
+    cell = w.file.cells[tensor]
+    if mode == "reflect":
+        made = w.add(
+            "MIRROR_PAD",
+            [tensor, amounts],
+            shape,
+            like=tensor,
+            options=w.file.options("MirrorPadOptions", mode=0),
+        )
+    elif mode != "constant":
+        raise UnsupportedError(f"Pad {node.name!r} in mode {mode!r} has no tflite counterpart")
+    elif _is_zero(w, node, fill, tensor):
+        made = w.add("PAD", [tensor, amounts], shape, like=tensor, options=w.file.options("PadOptions"))
+    else:
+        if cell.quant is not None and value.dtype == ir.DataType.FLOAT:
+            w.float_note(node)
+            tensor = w.to_real(tensor)
+            cell = w.file.cells[tensor]
+        number = w.file.constant(np.array([fill], cell.dtype), cell.quant)
+        made = w.add(
+            "PADV2", [tensor, amounts, number], shape, like=tensor, options=w.file.options("PadV2Options")
+        )
+    w.bind(out, made, perm)
+
+
+def _is_zero(w: Writer, node: ir.Node, fill: float, tensor: int) -> bool:
+    cell = w.file.cells[tensor]
+    integer = node.outputs[0].dtype in (ir.DataType.INT8, ir.DataType.UINT8)
+    if cell.quant is not None and integer:  # the fill is a stored integer: the zero point means 0.0
+        return fill == int(cell.quant.zero_point[0]) or (
+            w.optional(node, 2) is None and not cell.quant.zero_point[0]
+        )
+    return fill == 0
+
+
+def _write_slice(w: Writer, node: ir.Node) -> None:
+    value, out = w.input(node, 0), node.outputs[0]
+    shape = w.shape(value)
+    starts, ends = w.parameter(node, "starts", 1) or [], w.parameter(node, "ends", 2) or []
+    axes = [
+        layout.normal_axis(int(a), len(shape)) for a in (w.parameter(node, "axes", 3) or range(len(starts)))
+    ]
+    steps = w.parameter(node, "steps", 4) or [1] * len(starts)
+    begin, stride = [0] * len(shape), [1] * len(shape)
+    for axis, start, step in zip(axes, starts, steps, strict=True):
+        if step < 0:
+            raise UnsupportedError(f"Slice {node.name!r} runs backwards (step {step})")
+        begin[axis] = min(max(int(start) + (shape[axis] if start < 0 else 0), 0), shape[axis])
+        stride[axis] = int(step)
+    if len(ends) != len(starts):
+        raise ValueError(f"{len(starts)} starts and {len(ends)} ends")
+    perm = w.perm(value)
+    size = layout.permute(w.shape(out), perm)
+    tensor = w.cut(w.place(value), layout.permute(begin, perm), size, layout.permute(stride, perm))
+    w.bind(out, tensor, perm)
+
+
+def _write_split(w: Writer, node: ir.Node) -> None:
+    value = w.input(node, 0)
+    axis = layout.normal_axis(w.attribute(node, "axis", 0), len(w.shape(value)))
+    perm, start = w.perm(value), 0
+    for out in node.outputs:
+        begin = [0] * len(perm)
+        begin[perm.index(axis)] = start
+        w.bind(out, w.cut(w.place(value), begin, layout.permute(w.shape(out), perm)), perm)
+        start += w.shape(out)[axis]
+
+
+def _write_reduce(w: Writer, node: ir.Node, kind: str, integer: bool) -> None:
+    value = w.input(node, 0)
+    rank = len(w.shape(value))
+    axes = sorted(layout.normal_axis(int(a), rank) for a in (w.parameter(node, "axes", 1) or range(rank)))
+    keep = bool(w.attribute(node, "keepdims", 1))
+    site = w.site(node, [value])
+    if site.quant is not None and not integer:
+        site = w.as_float(node, site)
+    perm = w.perm(value)
+    x = w.argument(site, value, perm)
+    left = [a for a in perm if a not in axes]
+    if keep:
+        order = perm
+    else:
+        names = sorted(left)
+        order = tuple(names.index(a) for a in left)
+    shape = layout.permute(w.shape(site.result), order)
+    table = w.file.options("ReducerOptions", keepDims=keep)
+    stored = sorted(perm.index(a) for a in axes)
+    made = w.add(kind, [x, w.ints(stored)], shape, dtype=site.dtype, quant=site.quant, options=table)
+    w.done(site, made, order)
+
+
+def _write_arg(w: Writer, node: ir.Node, kind: str, options: str) -> None:
+    value, out = w.input(node, 0), node.outputs[0]
+    rank = len(w.shape(value))
+    axis = layout.normal_axis(w.attribute(node, "axis", 0), rank)
+    x = w.real(value, layout.identity(rank))
+    shape = [d for a, d in enumerate(w.shape(value)) if a != axis]
+    table = w.file.options(options, outputType=w.code("TensorType", "INT32"))
+    made = w.add(kind, [x, w.ints([axis])], shape, dtype="int32", options=table)
+    if w.attribute(node, "keepdims", 1):
+        made = w.reshape(made, w.shape(out))
+    w.bind(out, made, layout.identity(len(w.shape(out))))
+
+
+RULES = [
+    Rule(("PAD", "PADV2", "MIRROR_PAD"), ("Pad",), _read_pad, _write_pad),
+    Rule(("SLICE",), ("Slice",), _read_slice, _write_slice),
+    Rule(("STRIDED_SLICE",), (), _read_strided_slice),
+    Rule(("SPLIT", "SPLIT_V"), ("Split",), _read_split, _write_split),
+    Rule(("UNPACK",), (), _read_unpack),
+    *(
+        Rule((kind,), (onnx,), partial(_read_reduce, kind=onnx), partial(_write_reduce, kind=kind, integer=integer))
+        for kind, onnx, integer in REDUCTIONS
+    ),
+    Rule(("ARG_MAX",), ("ArgMax",), partial(_read_arg, kind="ArgMax"),
+         partial(_write_arg, kind="ARG_MAX", options="ArgMaxOptions")),
+    Rule(("ARG_MIN",), ("ArgMin",), partial(_read_arg, kind="ArgMin"),
+         partial(_write_arg, kind="ARG_MIN", options="ArgMinOptions")),
+]  # fmt: skip
