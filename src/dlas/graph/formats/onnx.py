@@ -274,7 +274,9 @@ def _upgrade(graph: ir.Model, name: str) -> ir.Model:
 def _rewrap(graph: ir.Model, stem: str, source: dict[str, str]) -> Model:
     # A file that dlas wrote says itself where the network came from first.
     model = Model.from_proto(ir.to_proto(graph))
-    return replace(model, source=model.source or source).renamed(stem)
+    if model.source:
+        return model
+    return replace(model, source=source).renamed(stem)
 
 
 def _check_signature(model: Model, name: str) -> None:

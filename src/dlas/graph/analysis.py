@@ -1,0 +1,388 @@
+"""What a network consists of: layers, parameters, multiply-accumulates, sizes, zeros, and what changed between two.
+
+A multiply-accumulate (MAC) is one product added to a sum. Convolutions, matrix products and recurrent layers are
+counted from their shapes; everything else counts as none, as in most published figures.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import numpy as np
+import onnx_ir as ir
+
+from dlas.core.errors import UnsupportedError
+from dlas.core.figure import Figure, Source
+from dlas.graph.model import Model
+from dlas.graph.passes import bind_batch, infer_shapes
+
+# Where each operator that multiplies by weights has them: positions of the weight and of what is added.
+WEIGHTED: dict[str, tuple[int, ...]] = {
+    "Conv": (1, 2),
+    "ConvTranspose": (1, 2),
+    "Gemm": (1, 2),
+    "MatMul": (1, 0),
+    "LSTM": (1, 2, 3),
+    "GRU": (1, 2, 3),
+    "RNN": (1, 2, 3),
+    "ConvInteger": (1,),
+    "MatMulInteger": (1,),
+    "QLinearConv": (3, 8),
+    "QLinearMatMul": (3,),
+}
+_RECURRENT = ("LSTM", "GRU", "RNN")
+_DECODERS = frozenset(
+    {"DequantizeLinear", "QuantizeLinear", "Cast", "Identity", "Transpose", "Reshape", "Squeeze", "Unsqueeze"}
+)
+_SETTINGS = frozenset({"Clip", "Resize", "Upsample", "Pad", "Range", "OneHot", "Reshape", "Slice", "Tile"})
+
+# A Model never changes and level 19 takes a second per MiB, so the figures of one object are worked out once.
+_summaries: WeakKeyDictionary[Model, dict[str, Any]] = WeakKeyDictionary()
+
+
+@dataclass(frozen=True)
+class Weight:
+    """One stored tensor that a layer uses.
+
+    Attributes:
+        name: Name of the initializer.
+        shape: Its shape.
+        dtype: dtype it is stored in.
+        bits: Bits per value of the number grid it is on (those of a DequantizeLinear, if there is one).
+        nbytes: Bytes in the file, with the scales and zero points that belong to it.
+        zeros: Values that stand for exactly 0.
+        decoded: How it becomes what the layer multiplies by: ``""``, ``DequantizeLinear`` or ``Cast``.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    bits: int
+    nbytes: int
+    zeros: int
+    decoded: str = ""
+
+    @property
+    def size(self) -> int:
+        """Number of values."""
+        return math.prod(self.shape)
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One node.
+
+    Attributes:
+        name: Node name.
+        op: Operator type.
+        output_shape: Shape of the first output for a batch of 1; None when unknown.
+        params: Weights, biases and other stored parameters.
+        weight_bytes: Bytes they take in the file, with scales and zero points.
+        macs: Multiply-accumulates for one sample; None when the shapes are unknown.
+        sparsity: Fraction of zeros in the matrices or kernels it multiplies by; 0 where it has none.
+        weight_bits: Bits of one such weight (or of another parameter where it has none); 0 without parameters.
+        weight_shape: Shape of the first of them.
+        weight_dtype: dtype that one is stored in.
+    """
+
+    name: str
+    op: str
+    output_shape: tuple[int | str, ...] | None
+    params: int
+    weight_bytes: int
+    macs: int | None
+    sparsity: float
+    weight_bits: int
+    weight_shape: tuple[int, ...] = ()
+    weight_dtype: str = ""
+
+
+def layers(model: Model) -> tuple[Layer, ...]:
+    """Every node that does something to a sample, in order.
+
+    Left out: quantise and dequantise nodes, and nodes that only decode weights.
+    """
+    graph, batch = _shaped(model)
+    return tuple(_layer(node, batch) for node in _working_nodes(graph))
+
+
+def summary(model: Model) -> dict[str, Any]:
+    """Totals of a network, fit for JSON.
+
+    Returns:
+        ``params``, ``macs`` (None when a shape is unknown), ``model_bytes`` (the ONNX file), ``model_zstd_bytes`` (that
+        file compressed by Zstandard at level 19), ``weight_bytes``, ``sparsity`` (zeros among all kernels and
+        matrices), ``ops`` (operator to count, most frequent first) and ``kind`` (``float32``, ``float16``,
+        ``float16 weights``, ``int8 QDQ``, ``int8 weights``, ``int8`` for integer operators, or ``mixed``).
+
+    A tensor that several layers share counts once.
+    """
+    if model not in _summaries:
+        _summaries[model] = _summarise(model)
+    return {**_summaries[model], "ops": dict(_summaries[model]["ops"])}
+
+
+def _summarise(model: Model) -> dict[str, Any]:
+    import zstandard
+
+    graph, batch = _shaped(model)
+    nodes = list(_working_nodes(graph))
+    stored = {w.name: w for node in nodes for w in _parameters(node)}
+    kernels = {w.name: w for node in nodes for w in _kernels(node)}
+    macs = [_macs(node, batch) for node in nodes]
+    size = sum(w.size for w in kernels.values())
+    data = model.to_bytes()
+    ops = Counter(node.op_type for node in graph.graph)
+    return {
+        "params": sum(w.size for w in stored.values()),
+        "macs": None if None in macs else sum(m for m in macs if m is not None),
+        "model_bytes": len(data),
+        "model_zstd_bytes": len(zstandard.ZstdCompressor(level=19).compress(data)),
+        "weight_bytes": sum(w.nbytes for w in stored.values()),
+        "sparsity": sum(w.zeros for w in kernels.values()) / size if size else 0.0,
+        "ops": dict(sorted(ops.items(), key=lambda item: (-item[1], item[0]))),
+        "kind": _kind(model, nodes),
+    }
+
+
+def figures(model: Model) -> dict[str, Figure]:
+    """The numbers of :func:`summary` with unit and source; ``macs`` is left out where a shape is unknown."""
+    facts = summary(model)
+    found = {
+        "params": Figure(facts["params"], "count", Source.MEASURED),
+        "model_bytes": Figure(facts["model_bytes"], "bytes", Source.MEASURED, note="ONNX file"),
+        "model_zstd_bytes": Figure(
+            facts["model_zstd_bytes"], "bytes", Source.MEASURED, note="ONNX file, Zstandard level 19"
+        ),
+        "sparsity": Figure(facts["sparsity"], "fraction", Source.MEASURED),
+    }
+    if facts["macs"] is not None:
+        found["macs"] = Figure(facts["macs"], "count", Source.ESTIMATED, note="per sample, from the shapes")
+    return found
+
+
+def diff(before: Model, after: Model) -> list[dict[str, str]]:
+    """Layers with parameters whose weights differ in shape, dtype, bits, zeros or number.
+
+    Layers are matched by node name; those left over by operator, in order.
+
+    Returns:
+        Rows ``{"layer", "op", "before", "after"}``, in the order of ``before``, then what only ``after`` has.
+    """
+    old = [layer for layer in layers(before) if layer.params]
+    new = [layer for layer in layers(after) if layer.params]
+    pairs = _matched(old, new)
+    rows = []
+    for layer, other in pairs:
+        was, became = _described(layer), _described(other)
+        shown = layer or other
+        if was != became and shown is not None:
+            rows.append({"layer": shown.name, "op": shown.op, "before": was, "after": became})
+    return rows
+
+
+def weight_of(value: ir.Value | None) -> Weight | None:
+    """The stored tensor behind ``value``, looking through dequantisation, casts and transposes; None if computed."""
+    decoded, bits, extra, zero_point = "", 0, 0, np.zeros(0)
+    while value is not None and value.const_value is None:
+        node = value.producer()
+        if node is None or node.op_type not in _DECODERS or node.domain not in ("", "com.microsoft"):
+            return None
+        source = node.inputs[0]
+        if node.op_type == "DequantizeLinear" and source is not None:
+            decoded = node.op_type
+            bits = source.dtype.bitwidth if source.dtype is not None else 8
+            side = [_constant(v) for v in node.inputs[1:]]
+            extra += sum(a.nbytes for a in side)
+            zero_point = side[1] if len(side) > 1 else zero_point
+        elif node.op_type == "Cast" and not decoded:
+            decoded = node.op_type
+        value = source
+    if value is None or value.const_value is None or value.is_graph_input():
+        return None
+    tensor = value.const_value
+    array = tensor.numpy()
+    zero = zero_point.reshape(-1)[0] if zero_point.size and not np.ptp(zero_point) else 0
+    return Weight(
+        str(value.name),
+        array.shape,
+        array.dtype.name,
+        bits or tensor.dtype.bitwidth,
+        tensor.nbytes + extra,
+        int((array == zero).sum()),
+        decoded,
+    )
+
+
+def _shaped(model: Model) -> tuple[ir.Model, int]:
+    """The graph with shapes for one sample where possible, and the batch that those shapes have."""
+    try:
+        bound = bind_batch(model, 1)
+        if bound is not model:
+            return bound.ir, 1
+    except UnsupportedError:
+        pass
+    graph = model.editable()
+    infer_shapes(graph)
+    first = next((v for v in graph.graph.inputs if v.shape), None)
+    if first is None or first.shape is None:
+        return graph, 1
+    # Recurrent operators take time first, then the batch, unless their layout says otherwise.
+    timed = any(n.op_type in _RECURRENT and not n.attributes.get_int("layout", 0) for n in first.consumers())
+    lead = first.shape[1 if timed else 0]
+    return graph, lead if isinstance(lead, int) and lead > 0 else 1
+
+
+def _working_nodes(graph: ir.Model) -> Iterator[ir.Node]:
+    for node in graph.graph:
+        if node.op_type in ("QuantizeLinear", "DequantizeLinear", "Constant"):
+            continue
+        if node.op_type in _DECODERS and weight_of(node.outputs[0]) is not None:
+            continue
+        yield node
+
+
+def _parameters(node: ir.Node) -> list[Weight]:
+    """Stored tensors that are parameters of ``node``, the weight first."""
+    if node.op_type in _SETTINGS:
+        return []
+    places = WEIGHTED.get(node.op_type)
+    if places is None:
+        places = tuple(range(len(node.inputs)))
+    found = []
+    for place in places:
+        weight = weight_of(node.inputs[place]) if place < len(node.inputs) else None
+        if weight is None:
+            continue
+        real = "float" in weight.dtype or weight.decoded == "DequantizeLinear"
+        if node.op_type in WEIGHTED or (real and weight.size > 1):
+            found.append(weight)
+    return found
+
+
+def _kernels(node: ir.Node) -> list[Weight]:
+    """The parameters that ``node`` multiplies by: kernels and matrices, not biases."""
+    if node.op_type not in WEIGHTED:
+        return []
+    recurrent = node.op_type in _RECURRENT
+    return [w for w in _parameters(node) if len(w.shape) >= (3 if recurrent else 2)]
+
+
+def _layer(node: ir.Node, batch: int) -> Layer:
+    parameters, kernels = _parameters(node), _kernels(node)
+    size = sum(w.size for w in kernels)
+    main = (kernels or parameters or [None])[0]
+    shape = node.outputs[0].shape
+    return Layer(
+        str(node.name),
+        node.op_type,
+        None if shape is None else tuple(d if isinstance(d, int) else str(d.value or "?") for d in shape),
+        sum(w.size for w in parameters),
+        sum(w.nbytes for w in parameters),
+        _macs(node, batch),
+        sum(w.zeros for w in kernels) / size if size else 0.0,
+        main.bits if main else 0,
+        main.shape if main else (),
+        main.dtype if main else "",
+    )
+
+
+def _macs(node: ir.Node, batch: int) -> int | None:
+    """Multiply-accumulates of one node per sample; 0 for operators without products, None without shapes."""
+    if node.op_type not in WEIGHTED:
+        return 0
+    data = _static(node.inputs[0])
+    place = WEIGHTED[node.op_type][0]
+    weight, result = _static(node.inputs[place]), _static(node.outputs[0])
+    if data is None or weight is None:
+        return None
+    if node.op_type in _RECURRENT:
+        # W is (directions, gates * hidden, input), R (directions, gates * hidden, hidden)
+        recurrent = _static(node.inputs[2])
+        if recurrent is None:
+            return None
+        return math.prod(data[:2]) * (math.prod(weight) + math.prod(recurrent)) // batch
+    if node.op_type == "ConvTranspose":
+        return math.prod(data) * math.prod(weight[1:]) // batch
+    if result is None:
+        return None
+    if node.op_type in ("Conv", "ConvInteger", "QLinearConv"):
+        return math.prod(result) * math.prod(weight[1:]) // batch
+    if node.op_type == "Gemm" and node.attributes.get_int("transA", 0):
+        return math.prod(result) * data[0] // batch
+    return math.prod(result) * (data[-1] if data else 1) // batch
+
+
+def _static(value: ir.Value | None) -> tuple[int, ...] | None:
+    if value is None:
+        return None
+    if value.shape is None:
+        weight = weight_of(value)
+        return weight.shape if weight is not None and not weight.decoded else None
+    dims = [d for d in value.shape if isinstance(d, int)]
+    return tuple(dims) if len(dims) == len(value.shape) else None
+
+
+def _kind(model: Model, nodes: Iterable[ir.Node]) -> str:
+    kinds = {_node_kind(node, kernel) for node in nodes for kernel in _kernels(node)}
+    if not kinds:
+        return model.inputs[0].dtype if model.inputs else "none"
+    return kinds.pop() if len(kinds) == 1 else "mixed"
+
+
+def _node_kind(node: ir.Node, kernel: Weight) -> str:
+    if kernel.decoded == "DequantizeLinear":
+        # the name of the grid: the stored dtype, or for weights quantised on the fly its width
+        grid = kernel.dtype if "int" in kernel.dtype else f"int{kernel.bits}"
+        source = node.inputs[0].producer() if node.inputs[0] is not None else None
+        return f"{grid} {'QDQ' if source is not None and _is_quantized(source) else 'weights'}"
+    if kernel.decoded == "Cast":
+        return f"{kernel.dtype} weights"
+    return kernel.dtype
+
+
+def _is_quantized(node: ir.Node) -> bool:
+    """Whether ``node`` hands on a dequantised tensor, perhaps only reshaped."""
+    while node.op_type in ("Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze", "Identity"):
+        before = node.inputs[0].producer() if node.inputs[0] is not None else None
+        if before is None:
+            return False
+        node = before
+    return node.op_type == "DequantizeLinear"
+
+
+def _matched(old: list[Layer], new: list[Layer]) -> list[tuple[Layer | None, Layer | None]]:
+    by_name = {layer.name: layer for layer in new}
+    names = {layer.name for layer in old}
+    spare: dict[str, list[Layer]] = {}
+    for layer in new:
+        if layer.name not in names:
+            spare.setdefault(layer.op, []).append(layer)
+    pairs: list[tuple[Layer | None, Layer | None]] = []
+    for layer in old:
+        match = by_name.get(layer.name)
+        if match is None and spare.get(layer.op):
+            match = spare[layer.op].pop(0)
+        pairs.append((layer, match))
+    pairs += [(None, layer) for rest in spare.values() for layer in rest]
+    return pairs
+
+
+def _described(layer: Layer | None) -> str:
+    if layer is None:
+        return "not there"
+    parts = ["x".join(map(str, layer.weight_shape)) or "1", layer.weight_dtype]
+    stored_bits = np.dtype(layer.weight_dtype).itemsize * 8 if layer.weight_dtype[:1] in "fiu" else 0
+    if layer.weight_bits != stored_bits:
+        parts.append(f"on {layer.weight_bits} bits")
+    text = f"{' '.join(parts)}, {layer.params} params"
+    return text + (f", {layer.sparsity:.1%} zeros" if layer.sparsity else "")
+
+
+def _constant(value: ir.Value | None) -> np.ndarray:
+    return np.zeros(0) if value is None or value.const_value is None else value.const_value.numpy()
