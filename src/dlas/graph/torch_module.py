@@ -251,6 +251,10 @@ def _define() -> type[nn.Module]:
             """Every stored tensor under its name in the graph."""
             return {name: getattr(holder, leaf) for name, (holder, leaf) in self._places.items()}
 
+        def wrap_calls(self, wrap: Callable[[int, Callable[..., Any]], Callable[..., Any]]) -> None:
+            """Put ``wrap(i, call)`` in the place of the call of the graph's i-th operator, Constants not counted."""
+            self._stages = [(wrap(i, s[0]), *s[1:]) for i, s in enumerate(self._stages)]
+
         def forward(self, *inputs: torch.Tensor) -> Any:
             values: list[Any] = [None] * self._size
             for (slot, carried), tensor in zip(self._inputs, inputs, strict=True):

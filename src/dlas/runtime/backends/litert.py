@@ -18,7 +18,6 @@ from dlas.core.lazy import optional_import
 from dlas.core.options import option
 from dlas.graph.format import save_model
 from dlas.graph.model import Model
-from dlas.graph.passes import bind_batch
 from dlas.hardware.target import Target
 from dlas.runtime.artifact import (
     Signature,
@@ -72,7 +71,7 @@ class LiteRt(Backend):
             UnsupportedError: An operator has no TFLite form.
         """
         signature = Signature.of(model, batch)
-        written = save_model(bind_batch(model, batch), folder / _FILE)
+        written = save_model(model, folder / _FILE, batch=batch)
         Signature(batch, signature.inputs, signature.outputs, written.notes).write(folder)
 
     def load(self, folder: Path, target: Target, *, threads: int = 1) -> LiteRtExecutable:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import shutil
-from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from statistics import median
 from time import perf_counter
@@ -83,18 +84,24 @@ class Torch(Backend):
         from dlas.graph.torch_module import to_torch
 
         signature = Signature.read(folder)
-        module = to_torch(load_model(artifact_file(folder, ONNX_FILE), allow_nan=True))
-        return TorchExecutable(signature, module, self.options.mode, threads)
+        model = load_model(artifact_file(folder, ONNX_FILE), allow_nan=True)
+        nodes = [
+            (str(n.name or n.outputs[0].name), n.op_type) for n in model.ir.graph if n.op_type != "Constant"
+        ]
+        return TorchExecutable(signature, to_torch(model), nodes, self.options.mode, threads)
 
 
 class TorchExecutable(SignedExecutable):
     """A module in evaluation mode; the number of threads is a process-wide setting of PyTorch, renewed at each run."""
 
-    def __init__(self, signature: Signature, module: Any, mode: str, threads: int) -> None:
+    def __init__(
+        self, signature: Signature, module: Any, nodes: list[tuple[str, str]], mode: str, threads: int
+    ) -> None:
         import torch
 
         super().__init__(signature)
         self._threads = threads
+        self._nodes = nodes
         self._channels_last = mode == "channels_last"
         self._plain: Any = module.eval()
         if self._channels_last:
@@ -118,11 +125,23 @@ class TorchExecutable(SignedExecutable):
         return once
 
     def profile(self, inputs: Mapping[str, np.ndarray], repeats: int = 30) -> tuple[LayerTiming, ...]:
-        """Median time of every leaf of the module run eagerly, from hooks around its forward call."""
+        """Median time of every operator of the graph, run eagerly on a copy with a clock around each call."""
+        import torch
+
+        self._check(inputs)
         if self._module is not self._plain:
             raise UnsupportedError("a compiled module has no layers of its own", "profile with mode=eager")
-        self._check(inputs)
-        return _profile(self._plain, self.runner(inputs), repeats)
+        clocked, times = copy.deepcopy(self._plain), [[] for _ in self._nodes]
+        clocked.wrap_calls(partial(_clocked, times))
+        feed = self._tensors(inputs)
+        torch.set_num_threads(self._threads)
+        with torch.inference_mode():
+            for _ in range(repeats + 3):
+                clocked(*feed)
+        return tuple(
+            LayerTiming(name, op, 1e3 * median(taken[3:]))
+            for (name, op), taken in zip(self._nodes, times, strict=True)
+        )
 
     def _infer(self, inputs: Mapping[str, np.ndarray]) -> Sequence[np.ndarray]:
         found: Any = self.runner(inputs)()
@@ -155,33 +174,13 @@ class TorchExecutable(SignedExecutable):
         self._module = self._plain = None
 
 
-def _profile(module: Any, once: Callable[[], object], repeats: int) -> tuple[LayerTiming, ...]:
-    """Time every leaf call; a leaf that is called several times in a run is added up."""
-    runs: list[dict[str, float]] = []
-    begun: dict[str, float] = {}
-    leaves = [(name, leaf) for name, leaf in module.named_modules() if not any(leaf.children()) and name]
-    if not leaves:
-        raise UnsupportedError("this network has no layers that are modules of their own")
+def _clocked(times: list[list[float]], index: int, call: Callable[..., Any]) -> Callable[..., Any]:
+    """``call`` with its seconds added to ``times[index]``."""
 
-    def hooks(name: str) -> tuple[Callable[..., None], Callable[..., None]]:
-        def before(*_: object) -> None:
-            begun[name] = perf_counter()
+    def timed(*arguments: Any) -> Any:
+        begun = perf_counter()
+        result = call(*arguments)
+        times[index].append(perf_counter() - begun)
+        return result
 
-        def after(*_: object) -> None:
-            runs[-1][name] += perf_counter() - begun[name]
-
-        return before, after
-
-    handles = []
-    try:
-        for name, leaf in leaves:
-            before, after = hooks(name)
-            handles += [leaf.register_forward_pre_hook(before), leaf.register_forward_hook(after)]
-        for _ in range(repeats + 3):
-            runs.append(defaultdict(float))
-            once()
-    finally:
-        for handle in handles:
-            handle.remove()
-    kinds = {name: type(leaf).__name__ for name, leaf in leaves}
-    return tuple(LayerTiming(n, kinds[n], 1e3 * median(r[n] for r in runs[3:])) for n in runs[-1])
+    return timed

@@ -8,6 +8,7 @@ follow the Relay levels of Louloudakis et al. (DeltaNN, 2023), which compared TV
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import warnings
 from collections import defaultdict
@@ -227,6 +228,5 @@ def _settle_threads(threads: int) -> tuple[str, ...]:
 
 
 def _operator(function: str) -> str:
-    """``fused_conv2d2_add1_relu`` -> ``conv2d+add+relu``."""
-    parts = [p for p in function.removeprefix("fused_").split("_") if p]
-    return "+".join(p.rstrip("0123456789") + ("2d" if p.startswith("conv2d") else "") for p in parts)
+    """``fused_conv2d2_add1_relu`` -> ``conv2d_add_relu``: numbers tell functions of one kind apart."""
+    return re.sub(r"\d+(?=_|$)", "", function.removeprefix("fused_"))
