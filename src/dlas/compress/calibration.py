@@ -17,6 +17,7 @@ import onnx_ir as ir
 
 from dlas.core.errors import DataError, UnsupportedError
 from dlas.data.dataset import Dataset
+from dlas.data.preprocess import iterate, prepare
 from dlas.graph.model import Model, TensorSpec
 from dlas.graph.reference import explained
 
@@ -168,42 +169,12 @@ def calibration_batches(model: Model, data: Dataset | None, rows: int) -> tuple[
             f"calibration feeds one input, {model.name} has {len(model.inputs)}: {names}",
             "make the other inputs constants of the network",
         )
-    chosen = data
+    if isinstance(data.samples, np.ndarray) and data.samples.dtype.kind not in "fiub":
+        raise DataError(f"samples of {data.name} are {data.samples.dtype}", "expected numbers")
     count = min(rows, len(data))
-    index = np.arange(count) * len(data) // count
-    spec = model.inputs[0]
-    _to_input(model, chosen.take(index[:1]), spec)  # a wrong shape is told before any work
-
-    def batches() -> Iterator[np.ndarray]:
-        for start in range(0, count, _MAX_BATCH):
-            yield _to_input(model, chosen.take(index[start : start + _MAX_BATCH]), spec)
-
-    return batches, count
-
-
-def _to_input(model: Model, data: Dataset, spec: TensorSpec) -> np.ndarray:
-    if model.preprocessing is not None:
-        from dlas.data.preprocess import prepare
-
-        array = np.asarray(prepare(data, model))
-    elif isinstance(data.samples, np.ndarray):
-        array = data.samples
-    else:
-        raise DataError(
-            f"{data.name} holds encoded images, and {model.name} does not say how to prepare them",
-            "give the network's preprocessing, or arrays in its input layout",
-        )
-    fits = array.ndim == len(spec.shape) and all(
-        isinstance(want, str) or want == got
-        for want, got in zip(spec.shape[1:], array.shape[1:], strict=False)
-    )
-    if not fits or array.dtype.kind not in "fiu":
-        raise DataError(
-            f"rows of {data.name} become {array.dtype.name}{['N', *array.shape[1:]]}, input {spec.name!r} of "
-            f"{model.name} takes {spec.dtype}{list(spec.shape)}",
-            "use rows of the network's own input shape, or give its preprocessing",
-        )
-    return np.ascontiguousarray(array, dtype=np.dtype(spec.dtype))
+    chosen = data.take(np.arange(count) * len(data) // count)
+    prepare(chosen.head(1), model)  # a wrong shape is told before any work
+    return lambda: iterate(chosen, model, _MAX_BATCH), count
 
 
 class _Runner:
