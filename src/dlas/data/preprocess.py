@@ -266,7 +266,7 @@ def _one(sample: bytes | np.ndarray, label: str, steps: Preprocessing) -> np.nda
         if steps.squash:
             size = (steps.resize, steps.resize)
         else:
-            size = (width * steps.resize // short, height * steps.resize // short)
+            size = (round(width * steps.resize / short), round(height * steps.resize / short))
         if image.size != size:
             image = image.resize(size, bilinear)
         left, top = (size[0] - steps.width) // 2, (size[1] - steps.height) // 2

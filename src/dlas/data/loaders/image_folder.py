@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from dlas.data.dataset import Dataset, DatasetFacts, Loader, loaders
 from dlas.data.loaders._bounds import check_size, split_in_name
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff", ".gif")
+_SPLITS = {"train", "test", "val", "valid", "validation"}
 
 
 @loaders.register("image-folder")
@@ -22,11 +24,11 @@ class ImageFolder(Loader):
 
     @classmethod
     def accepts(cls, path: Path) -> bool:
-        """Folders that hold an image, directly or one level down."""
-        return path.is_dir() and (
-            any(_is_image(p) for p in path.iterdir())
-            or any(_is_image(p) for folder in _folders(path) for p in folder.iterdir())
-        )
+        """Folders that hold an image, or two sub-folders that do."""
+        if not path.is_dir():
+            return False
+        filled = (folder for folder in _folders(path) if any(map(_is_image, folder.iterdir())))
+        return any(map(_is_image, path.iterdir())) or len(list(itertools.islice(filled, 2))) == 2
 
     def load(self, path: Path) -> Dataset:
         """Samples as bytes.
@@ -67,6 +69,8 @@ def _folders(path: Path) -> list[Path]:
 def _listing(path: Path) -> tuple[tuple[str, ...], list[Path], np.ndarray | None]:
     by_class = {folder.name: _images(folder) for folder in _folders(path)}
     by_class = {name: files for name, files in by_class.items() if files}
+    if by_class and set(by_class) <= _SPLITS:
+        raise DataError(f"{path} holds the splits {', '.join(by_class)}", "name one of them as the split")
     flat = _images(path)
     if by_class and flat:
         raise DataError(

@@ -120,9 +120,11 @@ def _samples(x: np.ndarray, path: Path, name: str) -> np.ndarray:
             f"{path.name}: {name} is {x.dtype.name}{list(x.shape)}",
             "expected numbers with the sample as first axis",
         )
+    if x.size == 0:
+        raise DataError(f"{path.name}: {name} has no samples: its shape is {list(x.shape)}")
     if x.dtype == np.uint8:
         return x
-    if x.dtype.kind != "f" and x.size and x.min() >= 0 and x.max() <= 255 and x.ndim > 2:
+    if x.dtype.kind != "f" and x.min() >= 0 and x.max() <= 255 and x.ndim > 2:
         return x.astype(np.uint8)
     ready = x.astype(np.float32)
     finite = np.isfinite(ready).reshape(len(x), -1).all(1)
