@@ -4,6 +4,15 @@
 ``arithmetic`` or ``movement`` that says how channel ids pass through it.
 """
 
-from dlas.graph.channels.groups import ChannelGroup, ChannelGroups, Entry, groups, mask, real_weight, remove
+from dlas.graph.channels.groups import (
+    ChannelGroup,
+    ChannelGroups,
+    Entry,
+    groups,
+    mask,
+    real_weight,
+    remove,
+    survivors,
+)
 
-__all__ = ["ChannelGroup", "ChannelGroups", "Entry", "groups", "mask", "real_weight", "remove"]
+__all__ = ["ChannelGroup", "ChannelGroups", "Entry", "groups", "mask", "real_weight", "remove", "survivors"]

@@ -80,7 +80,7 @@ class ChannelGroups:
 
     Attributes:
         groups: In the order in which the graph computes them.
-        macs: Multiply-accumulates of the whole graph per sample.
+        macs: Multiply-accumulates of all convolutions and linear layers per sample.
     """
 
     groups: tuple[ChannelGroup, ...]
@@ -102,10 +102,8 @@ def groups(graph: ir.Model) -> ChannelGroups:
 
     Every axis of every tensor is a list of channel ids that operators pass on, unite or freeze; ids united by a
     residual sum, a normalisation, a depthwise convolution and so on are one channel. A group is the set of channels
-    with the same places. Shapes must be known (run shape inference first); constants should be initializers.
-
-    Raises:
-        ModelError: The graph has no shapes.
+    with the same places. Shapes should be inferred and constants lifted to initializers first (``passes.simplify``):
+    what cannot be followed without them is frozen.
     """
     return _group(_walk(graph))
 
@@ -158,6 +156,22 @@ def mask(graph: ir.Model, ids: Iterable[int]) -> None:
         place = (slice(None),) * axis + (gone,)
         array[place] = _zero(labels, value, array)[place]
         value.const_value = ir.tensor(array, name=value.name)
+
+
+def survivors(graph: ir.Model, ids: Iterable[int]) -> dict[str, np.ndarray]:
+    """Which channels of each layer's output would stay after removing ``ids``.
+
+    Returns:
+        Name of the output of every Conv and Gemm to ``(channels,) bool`` along its axis 1.
+    """
+    labels = _walk(graph)
+    dead = _checked(labels, ids)
+    found = {}
+    for node in graph.graph:
+        own = labels.of(node.outputs[0]).get(1)
+        if node.op_type in ("Conv", "Gemm") and own is not None:
+            found[str(node.outputs[0].name)] = ~np.isin(labels.roots(own), dead)
+    return found
 
 
 def real_weight(graph: ir.Model, name: str) -> np.ndarray:
