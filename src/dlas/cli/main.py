@@ -5,9 +5,8 @@ from __future__ import annotations
 import os
 import sys
 import traceback
-from typing import Annotated
+from typing import Annotated, Any
 
-import click
 import typer
 
 import dlas
@@ -26,6 +25,9 @@ from dlas.cli import (
     study,
 )
 from dlas.core.errors import DlasError
+
+# typer carries its own copy of click, so its errors are found through the one it exports.
+_UsageError: Any = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
 
 app = typer.Typer(
     name="dlas",
@@ -69,13 +71,11 @@ def run_command(arguments: list[str]) -> int:
     except DlasError as error:
         _debug()
         return _fail(str(error), error.exit_code)
-    except click.exceptions.Abort:
+    except (KeyboardInterrupt, typer.Abort):
         return _fail("interrupted; the same command goes on where it was", 130)
-    except KeyboardInterrupt:
-        return _fail("interrupted; the same command goes on where it was", 130)
-    except click.ClickException as error:
-        return _fail(error.format_message() + "; see --help", 2)
-    except click.exceptions.Exit as stop:
+    except _UsageError as error:
+        return _fail(error.format_message().rstrip(".") + "; see --help", 2)
+    except typer.Exit as stop:
         return stop.exit_code
     except BrokenPipeError:
         # The reader of our output went away (`dlas list | head`): nothing is left to be said.

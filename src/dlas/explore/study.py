@@ -25,7 +25,7 @@ from dlas.core.worker import WorkerFailure
 from dlas.data.metrics import top1
 from dlas.explore.executor import Executor, ProcessExecutor, limits
 from dlas.explore.panel import Member, Panel
-from dlas.explore.pareto import hypervolume, pareto_keys, reference_point
+from dlas.explore.pareto import hypervolume, pareto_keys, reference_point, values_of
 from dlas.explore.pipeline import Product, Workbench
 from dlas.explore.progress import Progress, Silent
 from dlas.explore.result import Objective, Point, StudyResult
@@ -281,14 +281,9 @@ def front_volume(
     points: tuple[Point, ...], front: tuple[str, ...], objectives: tuple[Objective, ...]
 ) -> dict[str, Any]:
     """Hypervolume of the Pareto set against the worst value of every objective over all good points, times 1.1."""
-    good = [
-        [(1 if o.minimise else -1) * p.record.figures[o.figure].value for o in objectives]
-        for p in points
-        if p.record.outcome is Outcome.OK and all(o.figure in p.record.figures for o in objectives)
-    ]
-    if not front or not good or len(objectives) > 4:
+    _, values = values_of(points, objectives)
+    if not front or len(objectives) > 4:
         return {}
-    values = np.asarray(good)
     reference = reference_point(values)
     return {"value": hypervolume(values, reference), "reference": [float(v) for v in reference]}
 

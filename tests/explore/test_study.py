@@ -1,0 +1,238 @@
+"""A study: every stack becomes a row, whatever its steps do; a second run does nothing again."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from dlas.core.cache import Cache
+from dlas.core.errors import DlasError
+from dlas.core.figure import Outcome
+from dlas.core.timing import Protocol
+from dlas.core.worker import WorkerFailure
+from dlas.explore.result import StudyResult
+from dlas.explore.spec import StudySpec, spec_of
+from dlas.explore.storage import SqliteStorage
+from dlas.explore.study import Study, load_result
+from dlas.testing import models as networks
+
+
+class InlineExecutor:
+    """Steps in this process, sessions that answer from the reference engine; back ends can be told to fail."""
+
+    def __init__(self, faults: dict[str, str] | None = None) -> None:
+        self.faults = faults or {}
+        self.calls: list[str] = []
+        self.opened = 0
+
+    def call(self, function: str, *args: Any) -> Any:
+        self.calls.append(function.rpartition(":")[2])
+        if function.endswith(":build"):
+            if self.faults.get(args[0]) == "build":
+                raise WorkerFailure(Outcome.CRASH, "killed by SIGSEGV (segmentation fault)", "last words")
+            (Path(args[3]) / "model.onnx").write_bytes(Path(args[1]).read_bytes())
+            return {"artifact_bytes": 1000, "notes": []}
+        if self.faults.get("method") and function.endswith("compress_network"):
+            raise WorkerFailure(Outcome.TIMEOUT, "no answer within 1 s")
+        module, _, name = function.partition(":")
+        return getattr(importlib.import_module(module), name)(*args)
+
+    def session(self, threads: int) -> InlineSession:
+        self.opened += 1
+        return InlineSession(self)
+
+    def close(self) -> None:
+        pass
+
+
+class InlineSession:
+    def __init__(self, executor: InlineExecutor) -> None:
+        self.executor = executor
+        self.fault = ""
+        self.folder = ""
+
+    def open(self, backend: str, folder: str, target: str, threads: int) -> dict[str, Any]:
+        self.fault, self.folder = self.executor.faults.get(backend, ""), folder
+        if self.fault == "interrupt":
+            raise KeyboardInterrupt
+        return {"notes": [f"note of {backend}"]}
+
+    def outputs(self, x: np.ndarray) -> np.ndarray:
+        from dlas.explore.steps import read_network
+        from dlas.graph.reference import predict
+
+        answers = predict(read_network(self.folder), np.asarray(x))
+        return -answers if self.fault == "wrong" else answers
+
+    def warm_up(self, protocol: Protocol) -> None:
+        if self.fault == "hang":
+            raise WorkerFailure(Outcome.TIMEOUT, "no answer within 1 s")
+
+    def sample(self, seconds: float, min_samples: int = 1, max_seconds: float = 0) -> list[float]:
+        return [2.0 if self.fault == "slow" else 1.0] * max(min_samples, 2)
+
+    def facts(self, profile_repeats: int) -> dict[str, Any]:
+        return {
+            "memory": {"peak_bytes": 1 << 20},
+            "layers": [{"name": "a", "op": "Conv", "milliseconds": 1.0}],
+        }
+
+    def close(self) -> None:
+        pass
+
+
+@pytest.fixture
+def spec(tmp_path: Path) -> StudySpec:
+    model = networks.residual()
+    (tmp_path / "net.onnx").write_bytes(model.to_bytes())
+    x = networks.images(60)
+    from dlas.graph.reference import predict
+
+    labels = predict(model, x).argmax(1)
+    np.savez(tmp_path / "rows.npz", x=x, y=labels)
+    return spec_of(
+        {
+            "data": {"path": str(tmp_path / "rows.npz")},
+            "model": {"path": str(tmp_path / "net.onnx")},
+            "compress": {"pipeline": ["channel:ratio=0.25"]},
+            "runtime": {"backend": ["onnxruntime", "torch"], "threads": [1, 2]},
+            "study": {"timing": "quick"},
+        },
+        "test",
+    )
+
+
+def run(spec: StudySpec, out: Path, executor: InlineExecutor, **options: Any) -> StudyResult:
+    study = Study(spec, out, executor=executor, cache=Cache(out / "cache"))
+    return study.run(**options)
+
+
+def test_every_stack_becomes_a_row_with_its_figures(spec: StudySpec, tmp_path: Path) -> None:
+    result = run(spec, tmp_path / "out", InlineExecutor({"torch": "slow"}))
+    assert len(result.points) == 2 * 2 * 2
+    assert {p.record.outcome for p in result.points} == {Outcome.OK}
+    base = next(p for p in result.points if p.baseline)
+    assert base.choices == {"compress": "none", "backend": "onnxruntime", "threads": "1", "target": "host"}
+    assert base.record.figures["top1"].value == 1.0  # the labels are the network's own answers
+    assert base.record.figures["speedup"].value == pytest.approx(1.0)
+    slow = next(p for p in result.points if p.choices["backend"] == "torch")
+    assert slow.record.figures["speedup"].value == pytest.approx(0.5)
+    assert slow.record.facts["verdict"] == "equal"
+    pruned = next(p for p in result.points if p.choices["compress"] != "none")
+    assert pruned.record.figures["params"].value < base.record.figures["params"].value
+    assert result.changes["channel:ratio=0.25"]
+    assert set(result.pareto) <= {p.key for p in result.points if p.choices["backend"] == "onnxruntime"}
+    assert result.hypervolume["value"] > 0
+
+
+def test_the_judged_rows_and_the_calibration_rows_are_apart(spec: StudySpec, tmp_path: Path) -> None:
+    from dlas.explore.pipeline import Workbench
+    from dlas.explore.progress import Silent
+    from dlas.explore.steps import open_rows
+
+    bench = Workbench(spec, InlineExecutor(), Cache(tmp_path / "cache"), Silent())
+    judged, calibration = open_rows(bench.judged), open_rows(bench.calibration)
+    assert len(judged) + len(calibration) == 60
+    assert not set(judged.rows) & set(calibration.rows)
+
+
+@pytest.mark.parametrize(
+    ("fault", "outcome", "reason"),
+    [
+        ("build", Outcome.CRASH, "SIGSEGV"),
+        ("hang", Outcome.TIMEOUT, "no answer"),
+        ("wrong", Outcome.WRONG, "labels differ"),
+    ],
+)
+def test_a_back_end_that_fails_is_a_row_with_its_reason(
+    spec: StudySpec, tmp_path: Path, fault: str, outcome: Outcome, reason: str
+) -> None:
+    result = run(spec, tmp_path / "out", InlineExecutor({"torch": fault}))
+    bad = [p for p in result.points if p.choices["backend"] == "torch"]
+    good = [p for p in result.points if p.choices["backend"] == "onnxruntime"]
+    assert {p.record.outcome for p in bad} == {outcome}
+    assert all(reason in p.record.reason for p in bad)
+    assert {p.record.outcome for p in good} == {Outcome.OK}
+    assert all("latency_ms" in p.record.figures for p in good)
+    assert not set(result.pareto) & {p.key for p in bad}
+
+
+def test_a_crash_is_built_once_and_keeps_the_last_words(spec: StudySpec, tmp_path: Path) -> None:
+    executor = InlineExecutor({"torch": "build"})
+    result = run(spec, tmp_path / "out", executor)
+    crashed = next(p for p in result.points if p.choices["backend"] == "torch")
+    assert crashed.record.stderr_tail == "last words"
+    assert crashed.record.figures["top1"].value == 1.0  # what compression cost is known all the same
+    assert executor.calls.count("build") == 4  # two networks, two back ends; thread counts share
+
+
+def test_a_method_that_fails_costs_only_its_own_rows(spec: StudySpec, tmp_path: Path) -> None:
+    result = run(spec, tmp_path / "out", InlineExecutor({"method": "yes"}))
+    outcomes = {p.choices["compress"]: p.record.outcome for p in result.points}
+    assert outcomes == {"none": Outcome.OK, "channel:ratio=0.25": Outcome.TIMEOUT}
+
+
+def test_a_second_run_does_nothing_again(spec: StudySpec, tmp_path: Path) -> None:
+    first = run(spec, tmp_path / "out", InlineExecutor())
+    executor = InlineExecutor()
+    second = run(spec, tmp_path / "out", executor)
+    assert executor.calls == []
+    assert executor.opened == 0
+    assert second.points == first.points
+    assert second.changes == first.changes
+
+
+def test_fresh_measures_again_but_compresses_nothing_again(spec: StudySpec, tmp_path: Path) -> None:
+    run(spec, tmp_path / "out", InlineExecutor())
+    executor = InlineExecutor()
+    run(spec, tmp_path / "out", executor, fresh=True)
+    assert executor.calls == []
+    assert executor.opened > 0
+
+
+def test_an_interrupted_study_goes_on_where_it_was(spec: StudySpec, tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        run(spec, tmp_path / "out", InlineExecutor({"torch": "interrupt"}))
+    storage = SqliteStorage(tmp_path / "out" / "study.db", create=False)
+    partial = load_result(storage, "test")
+    storage.close()
+    assert partial.pending == 8 - len(partial.points)
+    assert partial.pending > 0
+    whole = run(spec, tmp_path / "out", InlineExecutor())
+    assert whole.pending == 0
+    assert len({p.key for p in whole.points}) == len(whole.points) == 8
+
+
+def test_a_method_that_needs_rows_is_a_row_when_there_are_none(spec: StudySpec, tmp_path: Path) -> None:
+    import dataclasses
+
+    from dlas.explore.space import Pipeline
+    from dlas.explore.spec import DataSpec
+
+    space = dataclasses.replace(spec.space, compress=(Pipeline(), Pipeline.parse("int8")))
+    bare = dataclasses.replace(spec, data=DataSpec(), space=space)
+    result = run(bare, tmp_path / "out", InlineExecutor())
+    outcomes = {p.choices["compress"]: p.record.outcome for p in result.points}
+    assert outcomes == {"none": Outcome.OK, "int8": Outcome.UNSUPPORTED}
+    assert [str(o) for o in result.objectives] == ["min:latency_ms", "max:agreement"]
+
+
+def test_wrong_names_are_refused_before_anything_runs(spec: StudySpec, tmp_path: Path) -> None:
+    tables = {"model": {"path": "net.onnx"}, "runtime": {"backend": "onnxruntme"}}
+    with pytest.raises(DlasError, match="onnxruntime"):
+        Study(spec_of(tables, "x"), tmp_path / "out")
+    with pytest.raises(DlasError, match=r"sparsty.*sparsity"):
+        Study(spec_of({"compress": {"pipeline": "magnitude:sparsty=0.5"}}, "x"), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_two_runs_of_one_study_at_once_are_refused(spec: StudySpec, tmp_path: Path) -> None:
+    from dlas.explore.study import _alone
+
+    (tmp_path / "out").mkdir()
+    with _alone(tmp_path / "out" / ".study.lock"), pytest.raises(DlasError, match="another dlas"):
+        run(spec, tmp_path / "out", InlineExecutor())
