@@ -103,7 +103,7 @@ def weights_back(model: Model, module: nn.Module) -> ir.Model:
 
 
 def _constants(graph: ir.Graph) -> dict[str, np.ndarray]:
-    values = [v for v in graph.initializers.values()]
+    values = list(graph.initializers.values())
     values += [out for node in graph if node.op_type == "Constant" for out in node.outputs]
     found = {}
     for value in values:
@@ -226,7 +226,7 @@ def _define() -> type[nn.Module]:
             self,
             stages: list[_Stage],
             inputs: list[tuple[int, bool]],
-            outputs: list[tuple[int, ir.DataType | None]],
+            outputs: list[tuple[int, Any]],
             constants: dict[str, np.ndarray],
             slots: dict[str, int],
             learned: set[str],
@@ -234,7 +234,7 @@ def _define() -> type[nn.Module]:
             super().__init__()
             self._stages = [(s.call, s.reads, s.writes, s.frees) for s in stages]
             self._inputs = inputs
-            self._outputs = [(s, DTYPES.get(d) if d in _CARRIED_AS_FLOAT else None) for s, d in outputs]
+            self._outputs = [(s, DTYPES[d] if d in _CARRIED_AS_FLOAT else None) for s, d in outputs]
             self._places: dict[str, tuple[nn.Module, str]] = {}
             for name, array in constants.items():
                 tensor = torch.from_numpy(np.array(array)) if array.dtype.kind in "fiub" else None

@@ -104,7 +104,7 @@ def _conv_transpose(node: Node) -> Call:
             full = (size - 1) * strides[i] + (kernel[i] - 1) * dilations[i] + 1 + extra[i]
             total = max(full - (wanted[-rank:][i] if wanted is not None else size * strides[i]), 0)
             small, large = total // 2, total - total // 2
-            pads.append((large, small) if mode == "SAME_LOWER" else (small, large))
+            pads.append((small, large) if mode == "SAME_UPPER" else (large, small))
         return tuple(pads)
 
     def call(x: Tensor, w: Tensor, b: Tensor | None = None) -> Tensor:

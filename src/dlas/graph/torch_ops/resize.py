@@ -60,9 +60,10 @@ def _resize(node: Node) -> Call:
     return call
 
 
-def _coordinates(transform: str, before: int, after: int, scale: float) -> np.ndarray:
+def _coordinates(transform: str, before: int, after: int, scale: Any) -> np.ndarray:
     """Where each output element lies on the input axis."""
-    where = np.arange(after, dtype=np.float64)
+    where = np.arange(after, dtype=np.float32)
+    scale = np.float32(scale)  # ties at whole coordinates fall as they do in single precision
     if transform == "asymmetric":
         return where / scale
     if transform == "align_corners":

@@ -35,7 +35,7 @@ def _flatten(node: Node) -> Call:
     axis = node.attr("axis", 1)
 
     def call(x: Tensor) -> Tensor:
-        at = axis % (x.dim() + 1) if axis < 0 else axis
+        at = axis + x.dim() if axis < 0 else axis
         rows = int(np.prod(x.shape[:at], dtype=np.int64))
         return x.reshape(rows, -1 if x.numel() else 0)
 

@@ -1,0 +1,321 @@
+"""The one training loop of the package: stochastic gradient descent on cross-entropy, repeatable for a seed.
+
+Used to fine-tune a Model after compression and to train small networks from scratch. Momentum SGD with a cosine
+schedule (Loshchilov and Hutter 2017, arXiv:1608.03983); gradients are clipped by norm, because a graph whose batch
+normalisation is folded has nothing left that would tame a large step.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from dlas.core.errors import DataError, DlasError, OptionError
+from dlas.data.dataset import Dataset
+from dlas.graph.model import Model, Step, step_versions
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+Progress = Callable[[float, str], None]
+"""Called with the fraction done (0..1) and what is being done."""
+
+LossHook = Callable[[Any, Any, Any], Any]
+"""Called with (outputs, labels, inputs) of a batch, as tensors; returns the loss to descend."""
+
+AUGMENTATIONS = ("none", "flip", "shift", "flip-shift")
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How to train.
+
+    Attributes:
+        epochs: Passes over the rows.
+        lr: Peak learning rate; it rises over the first 5 % of the steps and falls to zero along a cosine.
+        batch_size: Rows per step.
+        seed: Seed of order and augmentation.
+        momentum: Momentum of SGD (Nesterov).
+        weight_decay: L2 penalty on weights of two or more dimensions.
+        augment: ``none``, ``flip`` (left-right), ``shift`` (by up to an eighth of the side) or ``flip-shift``;
+            for ``(N, C, H, W)`` inputs.
+        clip_norm: Largest norm of the gradient of one step.
+        threads: Threads of torch; the result is repeatable for one number of threads.
+    """
+
+    epochs: int
+    lr: float
+    batch_size: int = 128
+    seed: int = 0
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    augment: str = "none"
+    clip_norm: float = 1.0
+    threads: int = 2
+
+    def __post_init__(self) -> None:
+        for name, low in (("epochs", 1), ("batch_size", 1), ("threads", 1)):
+            if getattr(self, name) < low:
+                raise OptionError(f"training: {name}", getattr(self, name), f"a number >= {low}")
+        for name in ("lr", "clip_norm"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise OptionError(f"training: {name}", getattr(self, name), "a positive number")
+        if not 0 <= self.momentum < 1:
+            raise OptionError("training: momentum", self.momentum, "a number >= 0 and < 1")
+        if not 0 <= self.weight_decay < math.inf:
+            raise OptionError("training: weight_decay", self.weight_decay, "a number >= 0")
+        if self.augment not in AUGMENTATIONS:
+            raise OptionError("training: augment", self.augment, "one of " + ", ".join(AUGMENTATIONS))
+
+
+def fine_tune(
+    model: Model,
+    data: Dataset,
+    *,
+    epochs: int,
+    lr: float = 0.01,
+    batch_size: int = 128,
+    seed: int = 0,
+    momentum: float = 0.9,
+    weight_decay: float = 5e-4,
+    augment: str = "flip",
+    masks: Mapping[str, np.ndarray] | None = None,
+    loss: LossHook | None = None,
+    threads: int = 2,
+    progress: Progress | None = None,
+) -> Model:
+    """Train the weights of a Model on labelled rows, starting from what they are.
+
+    Args:
+        model: The network; its first output is taken as logits ``(N, classes)`` (probabilities are recognised).
+        data: Training rows with labels, never the rows the network will be judged on.
+        epochs: Passes over the rows; 0 returns the Model as it is.
+        lr: Peak learning rate.
+        batch_size: Rows per step.
+        seed: Seed of order and augmentation.
+        momentum: Momentum of SGD.
+        weight_decay: L2 penalty on weights.
+        augment: ``none``, ``flip``, ``shift`` or ``flip-shift``; left out for inputs that are not images.
+        masks: Initializer name to an array of its shape; where it is zero, the weight is set to zero and stays so.
+        loss: Loss in place of the cross-entropy.
+        threads: Threads of torch.
+        progress: Told how far it is.
+
+    Returns:
+        The same graph with other weights, and one more line of history.
+
+    Raises:
+        DataError: No labels, or labels beyond the network's classes.
+        UnsupportedError: An operator that torch cannot train.
+        DlasError: The loss became NaN or infinite.
+    """
+    if epochs == 0:
+        return model
+    from dlas.data.preprocess import prepare
+    from dlas.graph.torch_module import to_torch, weights_back
+
+    schedule = Schedule(epochs, lr, batch_size, seed, momentum, weight_decay, augment, threads=threads)
+    labels = _labels(data)
+    module = to_torch(model)
+    inputs = prepare(data, model)
+    if inputs.ndim != 4 or (model.preprocessing is not None and model.preprocessing.layout != "NCHW"):
+        schedule = Schedule(epochs, lr, batch_size, seed, momentum, weight_decay, "none", threads=threads)
+    losses = train(
+        module, inputs, labels, schedule, masks=_by_tensor(module, masks), loss=loss, progress=progress
+    )
+    step = Step(
+        "fine-tune",
+        {
+            "epochs": epochs,
+            "lr": lr,
+            "batch_size": batch_size,
+            "seed": seed,
+            "momentum": momentum,
+            "weight_decay": weight_decay,
+            "augment": schedule.augment,
+            "threads": threads,
+            "masked": len(masks or {}),
+            "rows": len(data),
+            "data": data.name,
+        },
+        step_versions("torch"),
+        (f"mean loss of the epochs: {', '.join(f'{v:.4g}' for v in losses)}",),
+    )
+    return model.with_step(weights_back(model, module), step)
+
+
+def train(
+    module: nn.Module,
+    inputs: np.ndarray,
+    labels: np.ndarray,
+    schedule: Schedule,
+    *,
+    masks: Mapping[torch.Tensor, np.ndarray] | None = None,
+    loss: LossHook | None = None,
+    progress: Progress | None = None,
+) -> list[float]:
+    """Train a module in place; it is in eval mode afterwards.
+
+    Args:
+        module: Network whose first output is ``(N, classes)``.
+        inputs: ``(N, ...)`` array as the network expects it.
+        labels: ``(N,) int64`` class indices.
+        schedule: How to train.
+        masks: Parameter to an array of its shape; zeros are kept at zero.
+        loss: Loss in place of the cross-entropy.
+        progress: Told how far it is.
+
+    Returns:
+        Mean loss of each epoch.
+
+    Raises:
+        DlasError: The loss became NaN or infinite; the weights are then of no use.
+    """
+    import torch
+
+    if len(inputs) != len(labels):
+        raise DataError(f"{len(inputs)} inputs but {len(labels)} labels")
+    kept = [(p, torch.from_numpy(np.asarray(m) != 0)) for p, m in (masks or {}).items()]
+    decayed = [p for p in module.parameters() if p.dim() > 1]
+    plain = [p for p in module.parameters() if p.dim() <= 1]
+    if not decayed and not plain:
+        raise DlasError(
+            "the network has no weights to train", "quantised weights are fixed: train before quantising"
+        )
+    optimizer = torch.optim.SGD(
+        [{"params": decayed, "weight_decay": schedule.weight_decay}, {"params": plain, "weight_decay": 0.0}],
+        lr=schedule.lr,
+        momentum=schedule.momentum,
+        nesterov=schedule.momentum > 0,
+    )
+    descend = loss or _cross_entropy
+    steps = schedule.epochs * math.ceil(len(inputs) / schedule.batch_size)
+    random = np.random.default_rng(schedule.seed)
+    means, done = [], 0
+    with _repeatable(schedule.threads, schedule.seed):
+        module.train()
+        _apply(kept)
+        try:
+            for epoch in range(schedule.epochs):
+                total = 0.0
+                for rows in _batches(random, len(inputs), schedule.batch_size):
+                    for group in optimizer.param_groups:
+                        group["lr"] = schedule.lr * _factor(done, steps)
+                    x = torch.from_numpy(_augmented(random, inputs[rows], schedule.augment))
+                    y = torch.from_numpy(labels[rows])
+                    answer = module(x)
+                    value = descend(answer[0] if isinstance(answer, tuple) else answer, y, x)
+                    if not math.isfinite(value.item()):
+                        raise DlasError(
+                            f"training diverged in epoch {epoch + 1}: the loss is {value.item()}",
+                            f"use a smaller learning rate than {schedule.lr:g}",
+                        )
+                    optimizer.zero_grad()
+                    value.backward()
+                    torch.nn.utils.clip_grad_norm_(module.parameters(), schedule.clip_norm)
+                    optimizer.step()
+                    _apply(kept)
+                    total += value.item() * len(rows)
+                    done += 1
+                    if progress is not None:
+                        progress(done / steps, f"epoch {epoch + 1} of {schedule.epochs}")
+                means.append(total / len(inputs))
+        finally:
+            module.eval()
+    return means
+
+
+def _labels(data: Dataset) -> np.ndarray:
+    if data.labels is None:
+        raise DataError(f"{data.name} has no labels to train on", "use a data set with labels")
+    return np.asarray(data.labels, np.int64)
+
+
+def _by_tensor(module: Any, masks: Mapping[str, np.ndarray] | None) -> dict[torch.Tensor, np.ndarray]:
+    weights = module.weights()
+    found = {}
+    for name, mask in (masks or {}).items():
+        if name not in weights:
+            raise DlasError(f"a mask is given for {name!r}, which the network does not have")
+        if tuple(weights[name].shape) != np.shape(mask):
+            raise DlasError(
+                f"the mask of {name!r} is {list(np.shape(mask))}, the weight {list(weights[name].shape)}"
+            )
+        found[weights[name]] = mask
+    return found
+
+
+def _cross_entropy(outputs: torch.Tensor, labels: torch.Tensor, _: torch.Tensor) -> torch.Tensor:
+    """Of logits; of probabilities where the network ends in a softmax."""
+    from torch.nn import functional as F  # noqa: N812
+
+    outputs = outputs.flatten(1).float()
+    if int(labels.max()) >= outputs.shape[1] or int(labels.min()) < 0:
+        raise DataError(
+            f"a label is {int(labels.max())}, the network has {outputs.shape[1]} outputs",
+            "the data set does not belong to this network",
+        )
+    rows = outputs.detach()
+    if bool((rows >= 0).all()) and bool(((rows.sum(1) - 1).abs() < 1e-3).all()):
+        return F.nll_loss(outputs.clamp_min(1e-12).log(), labels)
+    return F.cross_entropy(outputs, labels)
+
+
+def _factor(step: int, steps: int) -> float:
+    """Cosine with a short linear rise."""
+    rise = max(1, steps // 20)
+    if step < rise:
+        return (step + 1) / rise
+    return 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1, steps - rise)))
+
+
+def _batches(random: np.random.Generator, rows: int, size: int) -> Iterator[np.ndarray]:
+    order = random.permutation(rows)
+    for start in range(0, rows, size):
+        yield order[start : start + size]
+
+
+def _augmented(random: np.random.Generator, batch: np.ndarray, how: str) -> np.ndarray:
+    """A changed copy of ``(N, C, H, W)`` images; what a shift uncovers repeats the edge."""
+    if "flip" in how:
+        chosen = random.random(len(batch)) < 0.5
+        batch = np.where(chosen[:, None, None, None], batch[..., ::-1], batch)
+    if "shift" in how:
+        _, _, height, width = batch.shape
+        down, right = max(1, height // 8), max(1, width // 8)
+        padded = np.pad(batch, ((0, 0), (0, 0), (down, down), (right, right)), mode="edge")
+        tops = random.integers(0, 2 * down + 1, len(batch))
+        lefts = random.integers(0, 2 * right + 1, len(batch))
+        batch = np.stack(
+            [p[:, t : t + height, s : s + width] for p, t, s in zip(padded, tops, lefts, strict=True)]
+        )
+    return np.ascontiguousarray(batch)
+
+
+def _apply(kept: list[tuple[Any, Any]]) -> None:
+    import torch
+
+    with torch.no_grad():
+        for weight, mask in kept:
+            weight.mul_(mask)
+
+
+@contextmanager
+def _repeatable(threads: int, seed: int) -> Iterator[None]:
+    """A fixed number of threads and seed, and torch's own state back afterwards."""
+    import torch
+
+    before, state = torch.get_num_threads(), torch.get_rng_state()
+    torch.set_num_threads(threads)
+    torch.manual_seed(seed)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+        torch.set_rng_state(state)
