@@ -92,7 +92,12 @@ class Worker:
         self._log: IO[bytes] = tempfile.TemporaryFile(prefix="dlas-")  # noqa: SIM115 - closed by close()
         ours, theirs = socket.socketpair()
         self._link = ours
-        setup = {"socket": theirs.fileno(), "parent": os.getpid(), "path": sys.path, "threads": threads}
+        setup = {
+            "socket": theirs.fileno(),
+            "parent": os.getpid(),
+            "path": [str(p) for p in sys.path],
+            "threads": threads,
+        }
         counts = dict.fromkeys(_THREAD_VARIABLES, str(threads)) if threads else {}
         with theirs:
             self._process = _spawn(
