@@ -272,7 +272,7 @@ def _set_weight(graph: ir.Graph, layer: ir.Node, index: int, array: np.ndarray, 
         graph.initializers.pop(name)
     else:
         name = free_name(graph, name)
-    tensor = ir.tensor(np.ascontiguousarray(array), name=name)
+    tensor = ir.tensor(np.asarray(array, order="C"), name=name)
     value = ir.Value(
         name=name, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype), const_value=tensor
     )
