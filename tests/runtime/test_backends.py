@@ -3,53 +3,202 @@
 from __future__ import annotations
 
 import functools
+import platform
+import shutil
+import subprocess
+from pathlib import Path
 
-from dlas.runtime.backend import backends
+import onnx_ir as ir
+import pytest
+
+from dlas.core.errors import OptionError, UnsupportedError
+from dlas.graph.model import Model
+from dlas.hardware.target import Target, target_for
+from dlas.runtime.backend import backend_for, backends
 from dlas.testing import models
-from dlas.testing.backends import BackendSuite
+from dlas.testing.backends import BackendSuite, sqnr_db
+
+# Every registered back end with its defaults; a new one is tested without a line here.
+for _name in backends.names():
+    _suite = "Test" + _name.title().replace("-", "")
+    globals()[_suite] = type(_suite, (BackendSuite,), {"backend": _name})
 
 
-class TestOnnxRuntime(BackendSuite):
-    backend = "onnxruntime"
-
-    def test_runner_is_the_bare_call(self, executable):
-        runner = executable.runner({"image": models.images()})
-        assert isinstance(runner, functools.partial)
-        assert runner.func == executable._session.run
-
-
-class TestOnnxRuntimeDisabled(BackendSuite):
+class TestOnnxruntimeDisabled(BackendSuite):
     backend = "onnxruntime:level=disable"
 
 
-class TestLiteRt(BackendSuite):
-    backend = "litert"
-
-
-class TestLiteRtBuiltin(BackendSuite):
+class TestLitertBuiltin(BackendSuite):
     backend = "litert:kernels=builtin"
 
 
-class TestLiteRtReference(BackendSuite):
+class TestLitertReference(BackendSuite):
     backend = "litert:kernels=reference"
 
 
-class TestTvm(BackendSuite):
-    backend = "tvm"
+@pytest.mark.slow
+class TestTvmLowered(BackendSuite):
+    backend = "tvm:opt=O0"
 
 
-class TestTorch(BackendSuite):
-    backend = "torch"
+@pytest.mark.slow
+class TestTvmSimplified(BackendSuite):
+    backend = "tvm:opt=O3"
 
 
 class TestTorchChannelsLast(BackendSuite):
     backend = "torch:mode=channels_last"
 
 
-class TestOpenVino(BackendSuite):
-    backend = "openvino"
+needs = {
+    name: pytest.mark.skipif(
+        bool(backends.get(name).missing()), reason=f"{name} {backends.get(name).missing()}"
+    )
+    for name in backends.names()
+}
 
 
-def test_every_back_end_has_a_suite():
-    suites = {c.backend.split(":")[0] for c in BackendSuite.__subclasses__()}
-    assert set(backends.names()) <= suites
+def test_the_onnxruntime_runner_is_the_bare_call():
+    with backend_for("onnxruntime").compile(models.residual()) as loaded:
+        runner = loaded.runner({"image": models.images()})
+        assert isinstance(runner, functools.partial)
+        assert runner.func == loaded._session.run
+        assert runner.args[0] is None
+
+
+@pytest.mark.parametrize("level", ["disable", "basic", "extended", "layout", "all"])
+def test_onnxruntime_levels_fuse_more_and_more(level):
+    with backend_for(f"onnxruntime:level={level}").compile(models.residual()) as loaded:
+        rows = loaded.profile({"image": models.images()}, repeats=1)
+    kinds = [r.op for r in rows]
+    assert ("BatchNormalization" in kinds) is (level == "disable")
+    assert ("FusedConv" in kinds or "Conv" in kinds) is True
+
+
+@needs["openvino"]
+def test_openvino_says_which_precision_it_uses():
+    with backend_for("openvino").compile(models.residual()) as loaded:
+        assert loaded.notes == ()
+    from openvino import Core
+
+    can = Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    with backend_for("openvino:precision=f16").compile(models.residual()) as loaded:
+        assert (loaded.notes == ()) is ("FP16" in can)
+
+
+@needs["openvino"]
+def test_openvino_computes_in_float32_unless_asked():
+    inputs = {"image": models.images()}
+    with backend_for("onnxruntime").compile(models.residual()) as loaded:
+        expected = loaded.run(inputs)["logits"]
+    with backend_for("openvino:precision=bf16").compile(models.residual()) as loaded:
+        if not loaded.notes:
+            assert 20 < sqnr_db(expected, loaded.run(inputs)["logits"]) < 80
+    with backend_for("openvino").compile(models.residual()) as loaded:
+        assert sqnr_db(expected, loaded.run(inputs)["logits"]) > 100
+
+
+@needs["tvm"]
+@pytest.mark.skipif(
+    platform.machine() != "x86_64" or not shutil.which("objdump"), reason="reads x86-64 code with objdump"
+)
+def test_tvm_generates_the_instruction_set_it_is_told(tmp_path):
+    sizes = {}
+    for isa in ("x86-64-v2", "x86-64-v4"):
+        folder = tmp_path / isa
+        folder.mkdir()
+        backend_for("tvm").build(models.residual(), _FakeHost(isa=isa), folder)
+        sizes[isa] = b"zmm" in _disassembly(folder / "lib.so")
+    assert sizes == {"x86-64-v2": False, "x86-64-v4": True}
+
+
+@needs["tvm"]
+def test_tvm_fuses_from_level_two_on():
+    names = {}
+    for level in ("O1", "O2"):
+        with backend_for(f"tvm:opt={level}").compile(models.residual()) as loaded:
+            names[level] = [r.name for r in loaded.profile({"image": models.images()}, repeats=1)]
+    fused = {level: sum(n.startswith("fused_") for n in found) for level, found in names.items()}
+    assert fused["O1"] == 0
+    assert fused["O2"] > 0
+
+
+@needs["tvm"]
+def test_tvm_says_that_more_threads_do_not_help():
+    with backend_for("tvm").compile(models.residual(), threads=2) as loaded:
+        assert any("one thread" in note for note in loaded.notes)
+
+
+@pytest.mark.parametrize("name", backends.names())
+def test_an_operator_nobody_knows_is_unsupported(name):
+    if backends.get(name).missing():
+        pytest.skip(backends.get(name).missing())
+    model = models.residual()
+    graph = model.editable()
+    next(n for n in graph.graph if n.op_type == "MaxPool").domain = "com.example"
+    graph.opset_imports["com.example"] = 1
+    foreign = Model(graph, "foreign")
+    assert "com.example" in backend_for(name).supports(foreign, target_for("host"))
+    with pytest.raises(UnsupportedError, match=r"com\.example"):
+        backend_for(name).compile(foreign)
+
+
+@pytest.mark.parametrize("name", backends.names())
+def test_unbound_dimensions_are_unsupported(name):
+    if backends.get(name).missing():
+        pytest.skip(backends.get(name).missing())
+    graph = models.residual().editable()
+    graph.graph.inputs[0].shape = ir.Shape(["N", 3, "height", 12])
+    with pytest.raises(UnsupportedError, match="height"):
+        backend_for(name).compile(Model(graph, "unbound"))
+
+
+@pytest.mark.parametrize("name", backends.names())
+def test_an_unusable_target_is_refused(name):
+    if backends.get(name).missing():
+        pytest.skip(backends.get(name).missing())
+    with pytest.raises(UnsupportedError, match="made up"):
+        backend_for(name).compile(models.residual(), _FakeHost(isa="native", reason="made up"))
+
+
+@pytest.mark.parametrize(
+    "choice",
+    [
+        "onnxruntime:level=most",
+        "litert:kernels=fast",
+        "tvm:opt=O9",
+        "torch:mode=jit",
+        "openvino:precision=f8",
+    ],
+)
+def test_option_values_are_checked(choice):
+    if backends.get(choice.split(":")[0]).missing():
+        pytest.skip("not installed")
+    with pytest.raises(OptionError, match="one of"):
+        backend_for(choice)
+
+
+class _FakeHost(Target):
+    """A target that says what it is told to say."""
+
+    def __init__(self, isa: str, reason: str = "") -> None:
+        super().__init__()
+        self._isa, self._reason = isa, reason
+
+    @property
+    def memory_bytes(self) -> int:
+        return 2**30
+
+    @property
+    def isa(self) -> str:
+        return self._isa
+
+    def unusable(self) -> str:
+        return self._reason
+
+
+def _disassembly(path: Path) -> bytes:
+    found = subprocess.run(
+        ["objdump", "-d", "--no-show-raw-insn", str(path)], capture_output=True, check=True
+    )
+    return found.stdout
