@@ -234,7 +234,9 @@ class Reader:
         return name
 
     def _dequantize(self, name: str, quant: Quant, dtype: str) -> str:
-        return self.emit("DequantizeLinear", [name, *self._quant_inputs(quant, dtype)], **_axis(quant))
+        return self.emit(
+            "DequantizeLinear", [name, *self._quant_inputs(quant, dtype)], attributes=_axis(quant)
+        )
 
     def _quant_inputs(self, quant: Quant, dtype: str) -> list[str]:
         scale, zero = quant.scale, quant.zero_point.astype(dtype)
@@ -298,7 +300,7 @@ class Reader:
         if tensor.quant is not None and tensor.dtype in QUANTISED:
             quant = tensor.quant.permuted(perm)
             name = self.emit(
-                "QuantizeLinear", [name, *self._quant_inputs(quant, tensor.dtype)], **_axis(quant)
+                "QuantizeLinear", [name, *self._quant_inputs(quant, tensor.dtype)], attributes=_axis(quant)
             )
         elif tensor.dtype in QUANTISED:
             raise ModelError(f"tensor {tensor.name!r} is {tensor.dtype} but has no scale")

@@ -18,9 +18,9 @@ import onnx_ir as ir
 
 from dlas.core.errors import DlasError, ModelError, UnsupportedError
 from dlas.graph.formats.tflite import layout
-from dlas.graph.formats.tflite.builder import Builder
-from dlas.graph.formats.tflite.flat import MALFORMED, schema
+from dlas.graph.formats.tflite.flat import MALFORMED
 from dlas.graph.formats.tflite.layout import Perm
+from dlas.graph.formats.tflite.places import Constant, Place, Places
 from dlas.graph.formats.tflite.rules import writers
 from dlas.graph.formats.tflite.tensors import QUANTISED, Quant
 
@@ -34,28 +34,6 @@ UNDECIDED = {
     "QuantizeLinear", "DequantizeLinear", "Cast", "Identity", "Relu", "Clip", "Mul", "Add", "Sub", "Div", "Pad",
     "Sigmoid", "Tanh", "LeakyRelu", "HardSwish", "Concat", "Slice",
 }  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where a value is: a tensor of the file, and the order in which it stores the value's axes."""
-
-    tensor: int
-    perm: Perm
-
-
-@dataclass(frozen=True, eq=False)
-class Constant:
-    """A constant in the dtype to store, in the order of the ONNX graph."""
-
-    array: np.ndarray
-    quant: Quant | None = None
-
-    def real(self) -> np.ndarray:
-        """Its numbers: float64 for quantised, float32 for float16, else as stored."""
-        if self.quant is not None:
-            return self.quant.real(self.array)
-        return self.array.astype(np.float32) if self.array.dtype == np.float16 else self.array
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,18 +53,13 @@ class Site:
     dtype: str
 
 
-class Writer:
+class Writer(Places):
     """State of one translation; the rules of ``ops/`` call its methods."""
 
     def __init__(self, graph: ir.Graph) -> None:
-        self.file = Builder()
-        self.notes: list[str] = []
+        super().__init__()
         self.layouts: dict[str, dict[str, list[int]]] = {"inputs": {}, "outputs": {}}
         self._graph = graph
-        self._places: dict[ir.Value, Place] = {}
-        self._orders: dict[tuple[int, Perm], int] = {}
-        self._reals: dict[int, int] = {}
-        self._constants: dict[ir.Value, Constant] = {}
         self._skipped: set[ir.Node] = set()
         self._shift = _mixes_signs(graph)
 
@@ -113,6 +86,8 @@ class Writer:
         for node in nodes:
             if node not in self._skipped:
                 self._write_node(node)
+        if any(v.dtype == ir.DataType.FLOAT16 and v in self._places for n in nodes for v in n.outputs):
+            self.note("float16 weights are kept; arithmetic in float32")
         outputs = self._outputs(inputs)
         self._name(inputs, outputs)
         return self.file.finish(inputs, outputs, {**metadata, "layouts": self.layouts})
@@ -128,232 +103,20 @@ class Writer:
                     raise UnsupportedError(f"Constant {node.name!r} holds something else than a tensor")
                 self._constants[node.outputs[0]] = Constant(array.numpy())
             else:
+                count = len(self._places)
                 writers()[node.op_type](self, node)
+                self._note_float(node, list(self._places)[count:])
         except DlasError:
             raise
         except MALFORMED as error:
             raise ModelError(f"{node.op_type} {node.name!r} does not fit its inputs: {error}") from error
 
-    # What the graph says
-
-    def shape(self, value: ir.Value) -> tuple[int, ...]:
-        """Sizes of ``value`` in the graph's order; raises UnsupportedError when one is not a number."""
-        if value.shape is None and value in self._constants:
-            return self._constants[value].array.shape
-        if value.shape is None or not all(isinstance(d, int) for d in value.shape):
-            raise UnsupportedError(
-                f"tensor {value.name!r} has the shape {value.shape}: a tflite file needs numbers",
-                "bind its dimensions first",
-            )
-        return tuple(int(d) for d in value.shape)  # type: ignore[arg-type]
-
-    def input(self, node: ir.Node, index: int) -> ir.Value:
-        """Input of a node; raises ModelError when it is left out."""
-        value = self.optional(node, index)
-        if value is None:
-            raise ModelError(f"{node.op_type} {node.name!r} lacks input {index}")
-        return value
-
-    def optional(self, node: ir.Node, index: int) -> ir.Value | None:
-        """Input of a node, or None when it is left out."""
-        return node.inputs[index] if index < len(node.inputs) else None
-
-    def name(self, node: ir.Node, index: int) -> str:
-        """Name of an input of a node."""
-        return self.input(node, index).name or ""
-
-    def attribute(self, node: ir.Node, name: str, default: Any = None) -> Any:
-        """Attribute of a node, as Python numbers, lists and text."""
-        found = node.attributes.get(name)
-        return default if found is None else _plain(found.value)
-
-    def parameter(self, node: ir.Node, name: str, index: int) -> list[Any] | None:
-        """A list that older opsets keep in attribute ``name`` and newer ones in input ``index``; None if in neither."""
-        found = self.attribute(node, name)
-        if found is not None:
-            return found if isinstance(found, list) else [found]
-        value = self.optional(node, index)
-        return None if value is None else self.need(value).reshape(-1).tolist()
-
-    def constant(self, value: ir.Value) -> Constant | None:
-        """``value`` as a constant, or None when it is computed."""
-        if value in self._constants:
-            return self._constants[value]
-        if value.const_value is not None and value not in self._places:
-            array = value.const_value.numpy()
-            return self._constants.setdefault(value, Constant(np.asarray(array)))
-        return None
-
-    def need(self, value: ir.Value) -> np.ndarray:
-        """The numbers of a constant; raises UnsupportedError when it is computed at run time."""
-        found = self.constant(value)
-        if found is None:
-            raise UnsupportedError(
-                f"{value.name!r} must be a constant in a tflite file, but is computed",
-                "simplify the model first",
-            )
-        return found.real()
-
-    def wide(self, value: ir.Value) -> str:
-        """Dtype in which ``value`` is computed: float16 becomes float32, int64 becomes int32."""
-        name = "float32" if value.dtype is None else value.dtype.numpy().name
-        return {"float16": "float32", "float64": "float32", "int64": "int32"}.get(name, name)
-
-    # Places
-
-    def perm(self, value: ir.Value) -> Perm:
-        """Order in which ``value`` is stored."""
-        found = self._places.get(value)
-        return found.perm if found else layout.identity(len(self.shape(value)))
-
-    def quant(self, value: ir.Value) -> Quant | None:
-        """Quantisation of the tensor that holds ``value``."""
-        found = self._places.get(value)
-        return None if found is None else self.file.cells[found.tensor].quant
-
-    def place(self, value: ir.Value, perm: Perm | None = None) -> int:
-        """Tensor that holds ``value`` as stored (integers for a view), its axes in order ``perm``."""
-        if value not in self._places:
-            return self._constant_place(value, perm or layout.identity(len(self.shape(value))))
-        place = self._places[value]
-        if perm is None or perm == place.perm:
-            return place.tensor
-        return self.reorder(place.tensor, layout.between(place.perm, perm))
-
-    def flat(self, value: ir.Value) -> int:
-        """Tensor of ``value`` with its elements in the graph's order; axes of size 1 may stand anywhere."""
-        place = self._places.get(value)
-        if place is not None and not layout.moves_data(self.shape(value), place.perm):
-            return place.tensor
-        return self.place(value, layout.identity(len(self.shape(value))))
-
-    def reorder(self, tensor: int, perm: Perm) -> int:
-        """Tensor ``tensor`` transposed by ``perm`` (once, however often it is asked for)."""
-        key = (tensor, perm)
-        if key not in self._orders:
-            shape = self.file.cells[tensor].shape
-            target = layout.permute(shape, perm)
-            if layout.moves_data(shape, perm):
-                self._orders[key] = self.add("TRANSPOSE", [tensor, self.ints(perm)], target, like=tensor,
-                                             options=self.file.options("TransposeOptions"))  # fmt: skip
-            else:
-                self._orders[key] = self.reshape(tensor, target)
-        return self._orders[key]
-
-    def reshape(self, tensor: int, shape: Sequence[int]) -> int:
-        """Tensor with another shape, same elements in the same order."""
-        options = self.file.options("ReshapeOptions", newShape=np.array(shape, np.int32))
-        return self.add("RESHAPE", [tensor, self.ints(shape)], shape, like=tensor, options=options)
-
-    def real(self, value: ir.Value, perm: Perm | None = None) -> int:
-        """Tensor that holds the numbers of ``value``; dequantises a view."""
-        return self.to_real(self.place(value, perm))
-
-    def to_real(self, tensor: int) -> int:
-        """The numbers (float32) of a tensor that may be quantised or float16."""
-        cell = self.file.cells[tensor]
-        if cell.dtype != "float16" and cell.quant is None:
-            return tensor
-        if tensor not in self._reals:
-            options = self.file.options("DequantizeOptions")
-            self._reals[tensor] = self.add(
-                "DEQUANTIZE", [tensor], cell.shape, dtype="float32", options=options
-            )
-        return self._reals[tensor]
-
-    def bind(self, value: ir.Value, tensor: int, perm: Perm) -> None:
-        """``value`` is held by ``tensor`` in order ``perm``."""
-        self._places[value] = Place(tensor, perm)
-        cell = self.file.cells[tensor]
-        if not cell.name:
-            cell.name = value.name or ""
-
-    # Emission
-
-    def add(
-        self,
-        kind: str,
-        inputs: Sequence[int],
-        shape: Sequence[int],
-        *,
-        dtype: str = "float32",
-        quant: Quant | None = None,
-        like: int | None = None,
-        options: Any = None,
-    ) -> int:
-        """Add an operator with one new output; ``like`` gives it the dtype and quantisation of a tensor."""
-        if like is not None:
-            cell = self.file.cells[like]
-            dtype, quant = cell.dtype, cell.quant
-        output = self.file.tensor(shape, dtype, quant)
-        self.file.add(kind, inputs, [output], options)
-        return output
-
-    def fixed_scale(
-        self,
-        kind: str,
-        inputs: Sequence[int],
-        site: Site,
-        scale: Callable[[str], Quant] | None,
-        options: Any,
-    ) -> int:
-        """Add an operator shaped like its input, whose integer kernel knows one output quantisation only."""
-        shape = self.file.cells[inputs[0]].shape
-        quant = site.quant if site.quant is None or scale is None else scale(site.dtype)
-        made = self.add(kind, inputs, shape, dtype=site.dtype, quant=quant, options=options)
-        if quant is not None and site.quant is not None and not quant.same(site.quant):
-            made = self.requantize(made, site.quant, site.dtype)
-        return made
-
-    def cut(
-        self, tensor: int, begin: Sequence[int], size: Sequence[int], stride: Sequence[int] | None = None
-    ) -> int:
-        """The part of a tensor from ``begin``, ``size`` elements long, every ``stride``-th; axes in stored order."""
-        if tuple(size) == self.file.cells[tensor].shape:
-            return tensor
-        if stride is None or max(stride) == 1:
-            options = self.file.options("SliceOptions")
-            inputs = [tensor, self.ints(begin), self.ints(size)]
-            return self.add("SLICE", inputs, size, like=tensor, options=options)
-        ends = [b + (n - 1) * s + 1 for b, n, s in zip(begin, size, stride, strict=True)]
-        options = self.file.options("StridedSliceOptions")
-        inputs = [tensor, self.ints(begin), self.ints(ends), self.ints(stride)]
-        return self.add("STRIDED_SLICE", inputs, size, like=tensor, options=options)
-
-    def keep(self, value: ir.Value, constant: Constant) -> None:
-        """``value`` is a constant."""
-        self._constants[value] = constant
-
-    def code(self, kind: str, name: str) -> int:
-        """The schema's number of ``name`` in an enumeration."""
-        return int(getattr(getattr(schema(), kind), name))
-
-    def ints(self, values: Sequence[int] | np.ndarray) -> int:
-        """A constant int32 tensor, such as axes or a shape."""
-        return self.file.constant(np.array(values, np.int32))
-
-    def numbers(self, array: np.ndarray) -> int:
-        """A constant float32 tensor."""
-        return self.file.constant(np.asarray(array, np.float32))
-
-    def weights(self, constant: Constant, perm: Perm, name: str = "", integer: bool = False) -> int:
-        """A weight in tflite's order of axes; unless ``integer``, small dtypes are widened by DEQUANTIZE."""
-        array = constant.array.transpose(perm)
-        quant = None if constant.quant is None else constant.quant.permuted(perm)
-        if quant is None and array.dtype not in (np.float16, np.float32):
-            array = array.astype(np.float32)
-        tensor = self.file.constant(array, quant, name)
-        return tensor if integer else self.to_real(tensor)
-
-    def _constant_place(self, value: ir.Value, perm: Perm) -> int:
-        found = self.constant(value)
-        if found is None:
-            raise ModelError(f"tensor {value.name!r} is read before it is computed")
-        array = found.array.transpose(perm)
-        if array.dtype in (np.int64, np.float64):
-            array = _narrow(array, value.name or "")
-        quant = None if found.quant is None else found.quant.permuted(perm)
-        return self.file.constant(array, quant, value.name or "")
+    def _note_float(self, node: ir.Node, made: Sequence[ir.Value]) -> None:
+        """Say that a node which reads quantised tensors was written in float."""
+        read = any(v is not None and self.quant(v) is not None for v in node.inputs)
+        if read and any(self.quant(v) is None and self.wide(v) == "float32" for v in made):
+            label = node.name or node.outputs[0].name
+            self.note(f"{node.op_type} {label!r} is not fully quantised: computed in float")
 
     # Integer or float
 
@@ -380,25 +143,11 @@ class Writer:
         if exact and views:
             cell = self.file.cells[self._places[data[0]].tensor]
             return Site(result, activation, cell.quant, cell.dtype)
-        if views:
-            self.float_note(node)
         return Site(result, activation, None, self.wide(result))
 
-    def as_float(self, node: ir.Node, site: Site) -> Site:
-        """The same site computed in float, with a note."""
-        self.float_note(node)
+    def as_float(self, site: Site) -> Site:
+        """The same site computed in float."""
         return Site(site.result, site.activation, None, self.wide(site.result))
-
-    def float_note(self, node: ir.Node) -> None:
-        """Say that a node between quantised tensors is computed in float."""
-        self.note(
-            f"{node.op_type} {node.name or node.outputs[0].name!r} is not fully quantised: computed in float"
-        )
-
-    def note(self, text: str) -> None:
-        """Keep a remark for the user, once."""
-        if text not in self.notes:
-            self.notes.append(text)
 
     def argument(self, site: Site, value: ir.Value, perm: Perm | None = None) -> int:
         """Tensor of a data input: integers when the site is an integer one, else numbers."""
@@ -481,10 +230,21 @@ class Writer:
             axis = layout.normal_axis(self.attribute(node, "axis", 1), len(self.shape(self.input(node, 0))))
         return Quant(scale.reshape(-1), zeros.reshape(-1), axis), dtype
 
-    def constant_dtype(self, value: ir.Value) -> str | None:
-        """Stored dtype of a constant; None for a computed value."""
-        found = self.constant(value)
-        return None if found is None else found.array.dtype.name
+    def fixed_scale(
+        self,
+        kind: str,
+        inputs: Sequence[int],
+        site: Site,
+        scale: Callable[[str], Quant] | None,
+        options: Any,
+    ) -> int:
+        """Add an operator shaped like its input, whose integer kernel knows one output quantisation only."""
+        shape = self.file.cells[inputs[0]].shape
+        quant = site.quant if site.quant is None or scale is None else scale(site.dtype)
+        made = self.add(kind, inputs, shape, dtype=site.dtype, quant=quant, options=options)
+        if quant is not None and site.quant is not None and not quant.same(site.quant):
+            made = self.requantize(made, site.quant, site.dtype)
+        return made
 
     def _quantize(self, node: ir.Node) -> None:
         value, out = self.input(node, 0), node.outputs[0]
@@ -500,12 +260,6 @@ class Writer:
             self.bind(out, source, perm)
             return
         self.bind(out, self.requantize(source if held is not None else self.real(value), quant, dtype), perm)
-
-    def requantize(self, tensor: int, quant: Quant, dtype: str) -> int:
-        """``tensor`` (numbers or integers) stored as integers of this quantisation."""
-        options = self.file.options("QuantizeOptions")
-        shape = self.file.cells[tensor].shape
-        return self.add("QUANTIZE", [tensor], shape, dtype=dtype, quant=quant, options=options)
 
     def _dequantize(self, node: ir.Node) -> None:
         value, out = self.input(node, 0), node.outputs[0]
@@ -604,21 +358,6 @@ class Writer:
                 name = f"{base}_{i}" if n == 1 else f"{base}_{i}_{n}"
             cell.name = name
             taken.add(name)
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, bytes):
-        return value.decode()
-    return list(value) if isinstance(value, list | tuple) else value
-
-
-def _narrow(array: np.ndarray, name: str) -> np.ndarray:
-    if array.dtype == np.float64:
-        return array.astype(np.float32)
-    limits = np.iinfo(np.int32)
-    if array.size and (array.min() < limits.min or array.max() > limits.max):
-        raise UnsupportedError(f"constant {name!r} needs 64-bit integers; tflite operators take 32-bit ones")
-    return array.astype(np.int32)
 
 
 def _mixes_signs(graph: ir.Graph) -> bool:

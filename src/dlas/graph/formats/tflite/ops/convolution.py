@@ -10,10 +10,11 @@ import onnx_ir as ir
 
 from dlas.core.errors import ModelError, UnsupportedError
 from dlas.graph.formats.tflite.layout import NCHW_TO_NHWC, NHWC_TO_NCHW, same_padding
+from dlas.graph.formats.tflite.places import Constant
 from dlas.graph.formats.tflite.reader import Reader
 from dlas.graph.formats.tflite.rules import Rule
 from dlas.graph.formats.tflite.tensors import Operation, Quant
-from dlas.graph.formats.tflite.writer import Constant, Site, Writer
+from dlas.graph.formats.tflite.writer import Site, Writer
 
 # Weights in tflite: (O, H, W, I), depthwise (1, H, W, O), transposed (O, H, W, I);
 # in ONNX: (O, I, H, W), transposed (I, O, H, W).
@@ -205,7 +206,7 @@ def _write_conv(w: Writer, node: ir.Node) -> None:
     depthwise = group > 1 and group == channels
     site = w.site(node, [value], fuse=True)
     if site.quant is not None and not integer_weights(w, weight, site.dtype, 0):
-        site = w.as_float(node, site)
+        site = w.as_float(site)
     x = image(w, site, value)
     spatial = w.file.cells[x].shape[1:3]
     win = window(w, node, kernel[2:] if len(w.shape(value)) == 4 else kernel[3:], w.shape(value)[2:])
@@ -257,7 +258,7 @@ def _write_transposed(w: Writer, node: ir.Node) -> None:
         raise UnsupportedError(f"ConvTranspose {node.name!r}: one group, two axes, no dilation are written")
     site = w.site(node, [value], fuse=True)
     if site.quant is not None and not integer_weights(w, weight, site.dtype, 1):
-        site = w.as_float(node, site)
+        site = w.as_float(site)
     x = w.argument(site, value, NCHW_TO_NHWC)
     kernel, strides = weight.array.shape[2:], w.attribute(node, "strides", [1, 1])
     size, out = w.shape(value)[2:], w.shape(site.result)

@@ -15,10 +15,11 @@ from dlas.graph.formats.tflite.ops.convolution import (
     computed_weights,
     integer_weights,
 )
+from dlas.graph.formats.tflite.places import Constant
 from dlas.graph.formats.tflite.reader import Reader
 from dlas.graph.formats.tflite.rules import Rule
 from dlas.graph.formats.tflite.tensors import Operation, Quant
-from dlas.graph.formats.tflite.writer import Constant, Site, Writer
+from dlas.graph.formats.tflite.writer import Site, Writer
 
 
 def _read_dense(r: Reader, op: Operation) -> None:
@@ -93,14 +94,14 @@ def _spread(shape: tuple[int, ...]) -> bool:
 def _dense(w: Writer, node: ir.Node, site: Site, weight: Constant, perm: layout.Perm) -> None:
     value = w.input(node, 0)
     if site.quant is not None and not integer_weights(w, weight, site.dtype, perm[0]):
-        site = w.as_float(node, site)
+        site = w.as_float(site)
     if (
         site.quant is not None
         and weight.quant is not None
         and weight.quant.axis is not None
         and site.dtype == "uint8"
     ):
-        site = w.as_float(node, site)
+        site = w.as_float(site)
     rank = len(w.shape(value))
     x = w.argument(site, value, layout.identity(rank))
     units = weight.array.shape[perm[0]]
@@ -144,7 +145,7 @@ def _write_softmax(w: Writer, node: ir.Node) -> None:
     site = w.site(node, [value])
     logarithm = node.op_type == "LogSoftmax"
     if site.quant is not None and logarithm:
-        site = w.as_float(node, site)
+        site = w.as_float(site)
     x = w.argument(site, value, perm)
     options = w.file.options("LogSoftmaxOptions") if logarithm else w.file.options("SoftmaxOptions", beta=1.0)
     made = w.fixed_scale("LOG_SOFTMAX" if logarithm else "SOFTMAX", [x], site, softmax_quant, options)

@@ -14,10 +14,11 @@ from dlas.graph.formats.tflite import layout
 from dlas.graph.formats.tflite.layout import Perm
 from dlas.graph.formats.tflite.ops.convolution import activation_code
 from dlas.graph.formats.tflite.ops.dense import softmax_quant
+from dlas.graph.formats.tflite.places import Constant, Place
 from dlas.graph.formats.tflite.reader import Reader
 from dlas.graph.formats.tflite.rules import Rule
 from dlas.graph.formats.tflite.tensors import Operation, Quant
-from dlas.graph.formats.tflite.writer import Constant, Place, Writer
+from dlas.graph.formats.tflite.writer import Writer
 
 # tflite, ONNX, options table, does the integer kernel exist
 UNARY = [
@@ -174,7 +175,7 @@ def _write_unary(w: Writer, node: ir.Node, kind: str, options: str, integer: boo
     value = w.input(node, 0)
     site = w.site(node, [value])
     if site.quant is not None and not integer:
-        site = w.as_float(node, site)
+        site = w.as_float(site)
     if kind == "ELU" and w.attribute(node, "alpha", 1.0) != 1.0:
         raise UnsupportedError(f"Elu {node.name!r}: tflite knows alpha = 1 only")
     x = w.argument(site, value)
@@ -193,7 +194,7 @@ def _write_relu(w: Writer, node: ir.Node) -> None:
         made = w.add(kind, [x], shape, dtype=site.dtype, quant=site.quant)
     else:
         if site.quant is not None:
-            site = w.as_float(node, site)
+            site = w.as_float(site)
             x = w.to_real(x)
         made = x
         for op, bound in (("MAXIMUM", w.bound(node, "min", 1)), ("MINIMUM", w.bound(node, "max", 2))):
@@ -214,7 +215,7 @@ def _write_leaky(w: Writer, node: ir.Node) -> None:
 
 def _write_hard_sigmoid(w: Writer, node: ir.Node) -> None:
     value = w.input(node, 0)
-    site = w.as_float(node, w.site(node, [])) if w.quant(value) else w.site(node, [])
+    site = w.site(node, [])
     x = w.real(value)
     shape = w.file.cells[x].shape
     steps = [
@@ -288,7 +289,7 @@ def _write_binary(w: Writer, node: ir.Node, kind: str, options: str, integer: bo
     site = w.site(node, values, fuse=options in _FUSING)
     whole = all(isinstance(found := w.as_integer(v), Place) or _one_scale(found) for v in values)
     if site.quant is not None and not (integer and whole and len(values) == 2):
-        site = w.as_float(node, site)
+        site = w.as_float(site)
     rank = len(w.shape(site.result))
     perm = order_of(w, values, rank)
     inputs = [operand(w, v, rank, perm, site.quant is not None) for v in values]
@@ -326,7 +327,7 @@ def _write_batch_norm(w: Writer, node: ir.Node) -> None:
     rank = len(w.shape(value))
     site = w.site(node, [value], fuse=True)
     if site.quant is not None:
-        site = w.as_float(node, site)
+        site = w.as_float(site)
     perm = (0, *range(2, rank), 1) if rank > 2 else layout.identity(rank)
     x = w.real(value, perm)
     shape = w.file.cells[x].shape

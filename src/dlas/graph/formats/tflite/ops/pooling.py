@@ -56,7 +56,7 @@ def _write_pool(w: Writer, node: ir.Node) -> None:
     if not padding or (counted and padding == "SAME"):
         if not largest and not counted:
             if site.quant is not None:
-                site = w.as_float(node, site)
+                site = w.as_float(site)
                 x, wanted = w.to_real(x), None
             correction = _counts(win, size)
         x, padding = padded(w, x, win, low=largest), "VALID"

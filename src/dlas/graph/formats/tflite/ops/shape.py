@@ -11,10 +11,11 @@ from dlas.core.errors import UnsupportedError
 from dlas.graph.formats.tflite import layout
 from dlas.graph.formats.tflite.ops.convolution import activation_code
 from dlas.graph.formats.tflite.ops.elementwise import common_perm, order_of
+from dlas.graph.formats.tflite.places import Constant
 from dlas.graph.formats.tflite.reader import Reader
 from dlas.graph.formats.tflite.rules import Rule
 from dlas.graph.formats.tflite.tensors import Operation
-from dlas.graph.formats.tflite.writer import Constant, Writer
+from dlas.graph.formats.tflite.writer import Writer
 
 
 def _read_reshape(r: Reader, op: Operation) -> None:

@@ -230,7 +230,6 @@ def _write_pad(w: Writer, node: ir.Node) -> None:
         made = w.add("PAD", [tensor, amounts], shape, like=tensor, options=w.file.options("PadOptions"))
     else:
         if cell.quant is not None and value.dtype == ir.DataType.FLOAT:
-            w.float_note(node)
             tensor = w.to_real(tensor)
             cell = w.file.cells[tensor]
         number = w.file.constant(np.array([fill], cell.dtype), cell.quant)
@@ -290,7 +289,7 @@ def _write_reduce(w: Writer, node: ir.Node, kind: str, integer: bool) -> None:
     keep = bool(w.attribute(node, "keepdims", 1))
     site = w.site(node, [value])
     if site.quant is not None and not integer:
-        site = w.as_float(node, site)
+        site = w.as_float(site)
     perm = w.perm(value)
     x = w.argument(site, value, perm)
     left = [a for a in perm if a not in axes]
