@@ -6,7 +6,14 @@ import numpy as np
 import pytest
 
 from dlas.core.errors import ShapeError
-from dlas.verify.differential import NoiseFloor, Verdict, compare_outputs, floor_between, sqnr_db
+from dlas.verify.differential import (
+    NoiseFloor,
+    Verdict,
+    compare_outputs,
+    excess_p,
+    floor_between,
+    sqnr_db,
+)
 
 
 @pytest.fixture
@@ -45,8 +52,36 @@ def test_differences_within_the_noise_floor_are_not_held_against_a_path(scores: 
     other = scores.copy()
     other[:4] = -other[:4]
     floor = NoiseFloor(flips=4, rows=400, max_abs=10.0)
-    assert compare_outputs(scores, other, floor=floor).verdict is Verdict.SCORE_ONLY
+    found = compare_outputs(scores, other, floor=floor)
+    assert found.verdict is Verdict.SCORE_ONLY
+    assert "4 of 400" in found.reason
     assert compare_outputs(scores, other).verdict is Verdict.LABEL_DIFF
+
+
+@pytest.mark.parametrize(
+    ("flips", "floor", "verdict"),
+    [
+        (5, 0, Verdict.SCORE_ONLY),
+        (6, 0, Verdict.LABEL_DIFF),
+        (12, 4, Verdict.SCORE_ONLY),
+        (15, 4, Verdict.LABEL_DIFF),
+    ],
+)
+def test_flips_count_once_they_are_clearly_more_than_the_floor(
+    scores: np.ndarray, flips: int, floor: int, verdict: Verdict
+) -> None:
+    # One-sided exact test at 2.5 %: 2^-5 = 0.031 does not reject, 2^-6 = 0.016 does; 12 of 16 is p = 0.038,
+    # 15 of 19 is p = 0.0096.
+    other = scores.copy()
+    other[:flips] = -other[:flips]
+    assert compare_outputs(scores, other, floor=NoiseFloor(floor, 400, 1e-3)).verdict is verdict
+
+
+def test_the_excess_test_follows_the_binomial() -> None:
+    assert excess_p(6, 100, 0, 100) == pytest.approx(0.5**6)
+    assert excess_p(3, 100, 0, 300) == pytest.approx(0.25**3)
+    assert excess_p(12, 400, 4, 400) == pytest.approx(0.0384, abs=1e-4)
+    assert excess_p(4000, 8000, 4000, 8000) == pytest.approx(0.5, abs=0.01)
 
 
 def test_flips_that_rounding_cannot_explain_come_first(scores: np.ndarray) -> None:

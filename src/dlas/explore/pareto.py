@@ -47,9 +47,7 @@ def values_of(points: Sequence[Point], objectives: Sequence[Objective]) -> tuple
         for p in points
         if p.record.outcome is Outcome.OK and all(o.figure in p.record.figures for o in objectives)
     ]
-    rows = [
-        [(1 if o.minimise else -1) * p.record.figures[o.figure].value for o in objectives] for p in kept
-    ]
+    rows = [[(1 if o.minimise else -1) * p.record.figures[o.figure].value for o in objectives] for p in kept]
     return kept, np.array(rows, np.float64).reshape(len(kept), len(objectives))
 
 

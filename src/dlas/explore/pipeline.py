@@ -58,11 +58,12 @@ class Workbench:
         self.notes: list[str] = []
         self._versions = {**fingerprint()["versions"], "code": code_hash()}
 
-    def make(self, step: str, inputs: Any, *args: Any) -> Product:
-        """Run ``steps.<step>`` into the folder of its key, unless it is there."""
+    def make(self, what: str, step: str, inputs: Any, *args: Any) -> Product:
+        """Run ``steps.<step>`` into the folder of its key, unless it is there; ``what`` is for the progress bar."""
         key = key_of(step, inputs, self._versions)
 
         def fill(folder: Path) -> None:
+            self.progress.step(what)
             placed = [str(folder) if a is FOLDER else a for a in args]
             result = self.executor.call(step if ":" in step else f"{STEPS}:{step}", *placed)
             if result is not None:
@@ -76,9 +77,9 @@ class Workbench:
     def network(self) -> Product:
         """The network as imported, with the preprocessing it is judged under."""
         model, path = self.spec.model, self.model_path
-        self.progress.step(f"import {path.name}")
         inputs = [file_hash(path), model.architecture, model.name, dict(self.spec.preprocessing)]
         made = self.make(
+            f"import {path.name}",
             "import_network",
             inputs,
             str(path),
@@ -88,9 +89,10 @@ class Workbench:
             dict(self.spec.preprocessing),
         )
         if made.facts["preprocessing"] is None and self.spec.data.path:
-            self.progress.step("find the preprocessing")
             data = self.judged
-            made = self.make("guess_preprocessing", [made.key, data], str(made), FOLDER, data)
+            made = self.make(
+                "find the preprocessing", "guess_preprocessing", [made.key, data], str(made), FOLDER, data
+            )
             self.notes.append(made.facts["note"])
         return made
 
@@ -140,9 +142,13 @@ class Workbench:
     def rows(self) -> Product:
         """The judged rows in the network's input form."""
         network = self.network
-        self.progress.step("prepare the rows")
         return self.make(
-            "prepare_rows", [network.facts["hash"], self.judged], str(network), FOLDER, self.judged
+            "prepare the rows",
+            "prepare_rows",
+            [network.facts["hash"], self.judged],
+            str(network),
+            FOLDER,
+            self.judged,
         )
 
     @functools.cached_property
@@ -160,11 +166,11 @@ class Workbench:
         """The network after a pipeline; every prefix is cached."""
         made = self.network
         for count, choice in enumerate(pipeline.steps, 1):
-            self.progress.step(f"compress: {Pipeline(pipeline.steps[:count])}")
             options = options_dict(
                 build_options(methods.get(choice.name).Options, choice.as_dict(), choice.name)
             )
             made = self.make(
+                f"compress: {Pipeline(pipeline.steps[:count])}",
                 "compress_network",
                 [made.facts["hash"], self.network.facts["hash"], choice.name, options, self.calibration],
                 str(made),
@@ -183,8 +189,8 @@ class Workbench:
 
     def scores(self, product: Product, *, level: str = "all", count: int = 0) -> np.ndarray:
         """Answers of the reference engine on the judged rows."""
-        self.progress.step("judge on the data")
         made = self.make(
+            f"judge {product.facts['name']} on the data",
             "reference_scores",
             [product.facts["hash"], self.rows.key, level, count],
             str(product),
@@ -205,8 +211,8 @@ class Workbench:
 
     def artifact(self, product: Product, backend: Choice, target: Choice) -> Product:
         """The compiled network."""
-        self.progress.step(f"compile for {backend}")
         return self.make(
+            f"compile for {backend}",
             "dlas.runtime.session:build",
             [product.facts["hash"], str(backend), str(target)],
             str(backend),

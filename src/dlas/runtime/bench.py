@@ -16,6 +16,8 @@ from dlas.core.options import Choice
 from dlas.core.timing import Protocol, measure_samplers, ratio
 from dlas.core.worker import Worker, WorkerFailure
 from dlas.graph.model import Model
+from dlas.hardware.target import target_for
+from dlas.runtime.backend import backends as known_backends
 
 SESSION = "dlas.runtime.session"
 
@@ -98,7 +100,15 @@ def bench(
 
     Thread counts are timed one after the other; within one, all back ends take turns. The input is random: the time
     of a dense network does not depend on its values.
+
+    Raises:
+        UnknownNameError: No such back end, target or option.
+        OptionError: An option does not accept the value.
     """
+    target_for(target)
+    for backend in backends:
+        choice = Choice.parse(backend)
+        known_backends.get(choice.name)(**choice.as_dict())
     protocol = protocol or Protocol()
     rows: list[BenchRow] = []
     with tempfile.TemporaryDirectory(prefix="dlas-") as holder:

@@ -1,13 +1,14 @@
 """Do two networks, or two ways to run one network, give the same answers?
 
 Scores are compared row by row. Labels that differ are counted with a 95 % Wilson interval and set against the *noise
-floor*: how much the answers of the reference itself move when only its kernels change. Only a difference that lies
-above that floor is held against a path. Follows the DeltaNN line of work (differential testing over frameworks,
+floor*: how much the answers of the reference itself move when only its kernels change. Only flips that are clearly
+more than that floor are held against a path. Follows the DeltaNN line of work (differential testing over frameworks,
 optimisation levels and devices), with the floor added.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from typing import Any
@@ -19,6 +20,7 @@ from dlas.core.figure import Figure, Source
 from dlas.core.statistics import wilson
 
 EQUAL_RELATIVE_L2 = 1e-4  # float32 kernels that sum in another order stay below this on deep networks
+SIGNIFICANT = 0.025  # one-sided: more flips than the noise floor
 DEGENERATE_SHARE = 0.9  # one label for this share of the rows, where the reference gives several
 
 
@@ -121,6 +123,26 @@ def is_classifier(scores: np.ndarray) -> bool:
     return scores.ndim == 2 and scores.shape[1] >= 2
 
 
+def excess_p(count: int, rows: int, floor_count: int, floor_rows: int) -> float:
+    """Chance that a path with no more label flips than the floor shows at least this many.
+
+    The exact conditional test of two rates (Przyborowski & Wilenski 1940): given all flips of both, those of the
+    path are binomial with its share of the rows. It sees five flips of 80 rows against none, where two intervals
+    still overlap.
+    """
+    total, share = count + floor_count, rows / (rows + floor_rows)
+    # In logarithms: the binomials of thousands of flips overflow a float.
+    logs = (
+        math.lgamma(total + 1)
+        - math.lgamma(k + 1)
+        - math.lgamma(total - k + 1)
+        + k * math.log(share)
+        + (total - k) * math.log1p(-share)
+        for k in range(count, total + 1)
+    )
+    return min(1.0, math.fsum(map(math.exp, logs)))
+
+
 def floor_between(first: np.ndarray, second: np.ndarray, paths: str) -> NoiseFloor:
     """Noise floor from two runs of the reference under different kernels, ``(N, ...)`` each."""
     a, b = first.astype(np.float64), second.astype(np.float64)
@@ -203,12 +225,11 @@ def _compare_labels(
         reason = f"one label for {shares:.0%} of the rows, where the reference gives several"
         return Comparison(Verdict.DEGENERATE, reason, **common)
     words = f"{count} of {rows} labels differ"
-    floor_high = wilson(floor.flips, floor.rows)[1] if floor.rows else 0.0
-    if count and low > floor_high:
-        reason = f"{words}; the noise floor explains at most {floor_high:.1%}"
-        return Comparison(Verdict.LABEL_DIFF, reason, **common)
+    known = f"the noise floor is {floor.flips} of {floor.rows}" if floor.rows else "no noise floor is known"
+    if count and (not floor.rows or excess_p(count, rows, floor.flips, floor.rows) < SIGNIFICANT):
+        return Comparison(Verdict.LABEL_DIFF, f"{words}; {known}", **common)
     if count:
-        return Comparison(Verdict.SCORE_ONLY, f"{words}, within the noise floor", **common)
+        return Comparison(Verdict.SCORE_ONLY, f"{words}, not clearly more than noise: {known}", **common)
     if same_scores:
         return Comparison(Verdict.EQUAL, "", **common)
     reason = f"all labels agree, scores differ by {common['relative_l2']:.2g} relative (L2)"
