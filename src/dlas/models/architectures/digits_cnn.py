@@ -38,7 +38,7 @@ class DigitsCnn(Architecture):
     @property
     def preprocessing(self) -> Preprocessing:
         """Grey values to 0..1."""
-        return Preprocessing(8, 8, colour="L", scale=1 / 16)
+        return Preprocessing(8, 8, colour="L", scale=1 / 255)
 
     @property
     def classes(self) -> int:
