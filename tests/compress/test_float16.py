@@ -18,9 +18,14 @@ from dlas.graph.analysis import layers, summary
 from dlas.graph.model import Model
 from dlas.graph.passes import simplified
 from dlas.graph.reference import intermediates, predict
+from dlas.testing.methods import MethodSuite
 from dlas.testing.models import images, residual, residual_nhwc, residual_quantized
 
 BOTH = ["float16", "float16:arithmetic=float32"]
+
+
+class TestFloat16Weights(MethodSuite):
+    method = "float16:arithmetic=float32"
 
 
 def model_of(
@@ -99,12 +104,23 @@ def test_values_are_rounded_clamped_and_counted(w: np.ndarray) -> None:
         np.abs(found - wide)[inside], np.maximum(np.abs(wide) * 2**-11, 2**-24)[inside] * 1.0001 + 1e-300
     )
     np.testing.assert_array_equal(found[~inside], np.sign(wide[~inside]) * 65504)
-    np.testing.assert_array_equal(found == 0, wide == 0)
+    np.testing.assert_array_equal(found == 0, np.abs(wide) <= 2**-25)
     notes = " ".join(half.history[-1].notes)
     over = int((~inside).sum())
     under = int(((np.abs(wide) <= 2**-25) & (wide != 0)).sum())
     assert (f"{over} values beyond" in notes) == (over > 0)
-    assert (f"{under} values nearer to 0" in notes) == (under > 0)
+    assert (f"{under} weights nearer to 0" in notes) == (under > 0)
+
+
+def test_a_tiny_divisor_does_not_become_zero() -> None:
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["h"]),
+        helper.make_node("Div", ["h", "tiny"], ["y"]),
+    ]
+    weights = {"w": np.eye(4, dtype=np.float32), "tiny": np.array(1e-12, np.float32)}
+    half = compress_model(model_of(nodes, weights, ["N", 4]), "float16")
+    assert half.initializers["tiny"] == np.float16(2**-24)
+    assert "1 constants nearer to 0" in " ".join(half.history[-1].notes)
 
 
 def test_a_single_infinity_stays() -> None:

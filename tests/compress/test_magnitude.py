@@ -16,9 +16,14 @@ from dlas.compress.method import compress_model, methods
 from dlas.core.errors import ModelError, OptionError, UnsupportedError
 from dlas.graph.model import Model
 from dlas.graph.reference import predict
+from dlas.testing.methods import MethodSuite
 from dlas.testing.models import images, residual, residual_half, residual_quantized
 
 WEIGHTS = ("w1", "w2", "w3", "fc_w")
+
+
+class TestMagnitudePerLayer(MethodSuite):
+    method = "magnitude:sparsity=0.8,scope=layer,keep_first=false"
 
 
 def prune(model: Model, sparsity: float, **options: Any) -> Model:

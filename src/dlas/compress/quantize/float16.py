@@ -19,7 +19,7 @@ from dlas.core.errors import ModelError, UnsupportedError
 from dlas.core.figure import Figure, Source
 from dlas.core.options import option, options_dict
 from dlas.data.dataset import Dataset
-from dlas.graph.analysis import layers
+from dlas.graph.analysis import WEIGHTED, layers
 from dlas.graph.model import OPSET, Model, Step, step_versions
 from dlas.graph.passes import free_name, simplify
 
@@ -107,14 +107,15 @@ class _Converted:
 
     tensors: int = 0
     clamped: int = 0
+    flushed: int = 0
     raised: int = 0
     worst: list[str] = field(default_factory=list)
 
-    def narrow(self, name: str, array: np.ndarray) -> np.ndarray:
+    def narrow(self, name: str, array: np.ndarray, *, weight: bool) -> np.ndarray:
         """``array`` in float16 with values out of range moved to the nearest number that exists.
 
-        A tiny number becomes the smallest one rather than 0, because it may be a divisor. A single infinity is a
-        legitimate constant (a bound, a mask) and stays.
+        A tiny number in a ``weight`` becomes 0; elsewhere it becomes the smallest number that is not 0, because it may
+        be a divisor. A single infinity is a legitimate constant (a bound, a mask) and stays.
         """
         if np.isnan(array).any() or (array.size > 1 and not np.isfinite(array).all()):
             bad = int((~np.isfinite(array)).sum())
@@ -126,13 +127,16 @@ class _Converted:
             half = array.astype(np.float16)
         under = (half == 0) & (array != 0)
         half = np.where(over, np.sign(array) * LARGEST, half)
-        half = np.where(under, np.sign(array) * SMALLEST, half).astype(np.float16)
+        if weight:
+            self.flushed += int(under.sum())
+        else:
+            half = np.where(under, np.sign(array) * SMALLEST, half)
+            self.raised += int(under.sum())
         self.tensors += 1
         self.clamped += int(over.sum())
-        self.raised += int(under.sum())
         if over.any():
             self.worst.append(name)
-        return half
+        return half.astype(np.float16)
 
     def notes(self) -> tuple[str, ...]:
         """What a reader of the result must know."""
@@ -140,8 +144,10 @@ class _Converted:
         if self.clamped:
             names = ", ".join(self.worst[:5])
             notes.append(f"{self.clamped} values beyond ±{LARGEST:g} were clamped (in {names})")
+        if self.flushed:
+            notes.append(f"{self.flushed} weights nearer to 0 than float16 can tell became 0")
         if self.raised:
-            notes.append(f"{self.raised} values nearer to 0 than float16 can tell became ±{SMALLEST:.1e}")
+            notes.append(f"{self.raised} constants nearer to 0 than float16 can tell became ±{SMALLEST:.1e}")
         return tuple(notes)
 
 
@@ -171,7 +177,11 @@ def _store_half(graph: ir.Graph, converted: _Converted) -> None:
         if small or value.is_graph_output() or first is None:
             continue
         uses = list(value.uses())
-        half = _replace(graph, value, converted.narrow(str(value.name), value.const_value.numpy()))
+        half = _replace(
+            graph,
+            value,
+            converted.narrow(str(value.name), value.const_value.numpy(), weight=_is_weight(value)),
+        )
         cast, wide = _cast(graph, half, _FULL, f"{value.name}_float32")
         graph.insert_before(first, cast)
         for node, index in uses:
@@ -181,7 +191,7 @@ def _store_half(graph: ir.Graph, converted: _Converted) -> None:
 def _compute_half(graph: ir.Graph, converted: _Converted) -> None:
     """Every float32 tensor becomes float16, except at the borders and where an operator is defined for float32 only."""
     opset = graph.opset_imports.get("", OPSET)
-    original = {v: v.const_value for v in graph.initializers.values() if v.dtype is _FULL}
+    original = {v: _is_weight(v) for v in graph.initializers.values() if v.dtype is _FULL}
     halves: dict[ir.Value, ir.Value] = {}
     fed = {v for v in graph.inputs if v.dtype is _FULL}
     for node in list(graph):
@@ -193,7 +203,7 @@ def _compute_half(graph: ir.Graph, converted: _Converted) -> None:
                     node.replace_input_with(index, _between(graph, node, value, _FULL))
             elif value in original:
                 if value not in halves:
-                    halves[value] = _half_of(graph, value, converted)
+                    halves[value] = _half_of(graph, value, converted, weight=original[value])
                 node.replace_input_with(index, halves[value])
             elif value in fed:
                 if value not in halves:
@@ -218,9 +228,14 @@ def _compute_half(graph: ir.Graph, converted: _Converted) -> None:
             graph.register_initializer(half)
 
 
-def _half_of(graph: ir.Graph, value: ir.Value, converted: _Converted) -> ir.Value:
+def _is_weight(value: ir.Value) -> bool:
+    """Whether ``value`` only enters products and sums of layers, where a tiny number can safely be 0."""
+    return all(node.op_type in WEIGHTED for node, _ in value.uses())
+
+
+def _half_of(graph: ir.Graph, value: ir.Value, converted: _Converted, *, weight: bool) -> ir.Value:
     assert value.const_value is not None
-    array = converted.narrow(str(value.name), value.const_value.numpy())
+    array = converted.narrow(str(value.name), value.const_value.numpy(), weight=weight)
     return _register(graph, free_name(graph, f"{value.name}_float16"), array)
 
 
@@ -291,7 +306,7 @@ def _retype_attributes(node: ir.Node) -> None:
     if node.op_type == "ConstantOfShape" and "value" in node.attributes:
         tensor = node.attributes["value"].as_tensor()
         if tensor.dtype is _FULL:
-            half = ir.tensor(_Converted().narrow(str(node.name), tensor.numpy()))
+            half = ir.tensor(_Converted().narrow(str(node.name), tensor.numpy(), weight=False))
             node.attributes["value"] = ir.AttrTensor("value", half)
 
 
