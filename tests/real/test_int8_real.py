@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -69,19 +70,17 @@ def test_resnet20_keeps_its_labels(
 @pytest.mark.parametrize(
     ("file", "preprocessing", "agree"),
     [
-        ("mlperf-tiny/ic_resnet8_float.tflite", Preprocessing(32, 32, layout="NHWC"), 0.95),
+        ("mlperf-tiny/ic_resnet8_float.tflite", Preprocessing(32, 32, layout="NHWC"), 0.92),
         (
             "imagenet/mobilenet_v1_0.25_128_float.tflite",
             Preprocessing(128, 128, 146, scale=1 / 127.5, mean=(1.0,), std=(1.0,), layout="NHWC"),
-            0.75,
+            0.68,
         ),
     ],
 )
 def test_imported_tflite_network(
     data_folder: Path, file: str, preprocessing: Preprocessing, agree: float
 ) -> None:
-    import dataclasses
-
     model = dataclasses.replace(load_model(data_folder / "models" / file), preprocessing=preprocessing)
     name = "imagenet-sample.parquet" if "imagenet" in file else "cifar10-test.parquet"
     data = load_dataset(data_folder / name)

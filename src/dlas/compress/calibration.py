@@ -7,7 +7,7 @@ machine.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -231,6 +231,7 @@ def calibrate(
     method: str = "min-max",
     percentile: float = 99.99,
     levels: int = 256,
+    whole: Collection[str] = (),
     progress: Callable[[float], Any] | None = None,
     rows: int = 0,
 ) -> dict[str, Range]:
@@ -245,6 +246,7 @@ def calibrate(
             squared error of the quantised values).
         percentile: Share kept by ``percentile``, in percent.
         levels: Number of levels that ``mse`` assumes.
+        whole: Tensors that keep all their values whatever the method.
         progress: Called with the fraction done.
         rows: Number of rows in the stream, for ``progress``.
 
@@ -268,8 +270,25 @@ def calibrate(
                 if progress is not None and rows:
                     progress(min(1.0, done / (rows * passes)))
 
-    ranges: dict[str, Range] = {}
+    ranges = _extremes(stream(), names)
+    if method == "min-max":
+        return ranges
+    histograms = {name: Histogram.over(ranges[name]) for name in names}
     for values in stream():
+        for name, array in zip(names, values, strict=True):
+            if name not in whole:
+                histograms[name].add(array)
+    for name, histogram in histograms.items():
+        if name not in whole:
+            cut = percentile_range(histogram, percentile) if method == "percentile" else None
+            ranges[name] = cut or mse_range(histogram, levels)
+    return ranges
+
+
+def _extremes(stream: Iterator[list[np.ndarray]], names: Mapping[str, str]) -> dict[str, Range]:
+    """Smallest and largest value of every tensor; the first pass, which also refuses what is not finite."""
+    ranges: dict[str, Range] = {}
+    for values in stream:
         for (name, layer), array in zip(names.items(), values, strict=True):
             if array.size == 0:
                 continue
@@ -283,15 +302,7 @@ def calibrate(
     missing = [name for name in names if name not in ranges]
     if missing:
         raise DataError(f"calibration saw no value of tensor {missing[0]!r}", "give at least one row")
-    if method == "min-max":
-        return ranges
-    histograms = [Histogram.over(ranges[name]) for name in names]
-    for values in stream():
-        for histogram, array in zip(histograms, values, strict=True):
-            histogram.add(array)
-    if method == "percentile":
-        return {n: percentile_range(h, percentile) for n, h in zip(names, histograms, strict=True)}
-    return {n: mse_range(h, levels) for n, h in zip(names, histograms, strict=True)}
+    return ranges
 
 
 def _guarded(runner: _Runner, array: np.ndarray) -> Iterator[tuple[int, list[np.ndarray]]]:

@@ -22,6 +22,26 @@ def lower(graph: ir.Graph) -> None:
             rewrite(graph, node, writer)
 
 
+def restore_weights(graph: ir.Graph) -> None:
+    """Turn weights stored as integers behind a DequantizeLinear back into float32, in place."""
+    writer = QdqWriter(graph)
+    for node in list(graph):
+        codes = constant(input_at(node, 0)) if node.op_type == "DequantizeLinear" else None
+        scale = constant(input_at(node, 1))
+        out = node.outputs[0]
+        if codes is None or scale is None or "block_size" in node.attributes or out.is_graph_output():
+            continue
+        zero = constant(input_at(node, 2))
+        zero = np.zeros_like(scale) if zero is None else zero
+        if scale.ndim:
+            shape = [1] * codes.ndim
+            shape[int(attribute(node, "axis", 1))] = -1
+            scale, zero = scale.reshape(shape), zero.reshape(shape)
+        values = ((codes.astype(np.float32) - zero.astype(np.float32)) * scale).astype(scale.dtype)
+        ir.convenience.replace_all_uses_with(out, writer.constant(values, f"{out.name}_restored"))
+        graph.remove(node, safe=True)
+
+
 def _replace(graph: ir.Graph, old: list[ir.Node], new: list[ir.Node]) -> None:
     """Put ``new`` where ``old`` stands; the last output of ``new`` takes over name, type and users of ``old``'s."""
     was, now = old[-1].outputs[0], new[-1].outputs[0]
@@ -51,7 +71,9 @@ def _batch_norm(graph: ir.Graph, node: ir.Node, writer: QdqWriter) -> None:
 
 
 def _mean(graph: ir.Graph, node: ir.Node, writer: QdqWriter) -> None:
-    x, axes = node.inputs[0], constant(input_at(node, 1))
+    x, axes, stated = node.inputs[0], constant(input_at(node, 1)), node.attributes.get("axes")
+    if stated is not None:  # how opset 17 and older say it
+        axes = np.asarray(stated.value)
     if x is None or x.shape is None or axes is None or len(x.shape) < 3:
         return
     rank = len(x.shape)

@@ -208,6 +208,13 @@ class Scheme:
         }
         return [v for v in self.tensors if v not in copies and self.group(v) not in self.fixed]
 
+    def scores(self) -> list[ir.Value]:
+        """Sources whose largest values are the network's answer: its outputs, and what a Softmax reads."""
+        answers = [v for v in self.tensors if v.is_graph_output()]
+        answers += [n.inputs[0] for n in self.nodes if n.op_type == "Softmax" and n.inputs[0] is not None]
+        groups = {self.group(v) for v in answers}
+        return [v for v in self.sources() if self.group(v) in groups]
+
     def join(self, value: ir.Value | None, other: ir.Value) -> None:
         """Let both share one grid; the group of ``value`` stays the one that stands for it."""
         if value is not None and (root := self.group(value)) is not (leaf := self.group(other)):

@@ -19,7 +19,7 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 from dlas.compress.calibration import CALIBRATIONS, Range, calibrate, calibration_batches
 from dlas.compress.method import Change, Method, Plan, Progress, methods
 from dlas.compress.qdq import Grid, QdqWriter, activation_grid, bias_codes, weight_grid
-from dlas.compress.quantize._lower import lower
+from dlas.compress.quantize._lower import lower, restore_weights
 from dlas.compress.quantize._scheme import (
     RULES,
     Scheme,
@@ -40,7 +40,9 @@ from dlas.graph.model import Model, Step, step_versions
 class Options:
     """Options of ``int8``."""
 
-    per_channel: bool = option(True, "one weight scale per output channel instead of per tensor")
+    per_channel: bool = option(
+        True, "one weight scale per output channel; one per tensor ruins depthwise networks"
+    )
     calibration: Literal["min-max", "percentile", "mse"] = option(
         "mse", "how a range is read from the calibration rows", choices=CALIBRATIONS
     )
@@ -92,11 +94,13 @@ class Int8(Method):
         grids = self._calibrate(model, graph, scheme, data, progress)
         notes = _Rewriter(graph.graph, scheme, grids, self.options).run()
         RemoveUnusedNodesPass()(graph)
+        if progress is not None:
+            progress(1.0, "quantised")
         step = Step(
             self.name,
-            {**options_dict(self.options), "data": "" if data is None else data.hash},
+            options_dict(self.options),
             step_versions("numpy", "onnx-ir", "onnxruntime"),
-            (*_notes(scheme), *notes),
+            (*_notes(scheme), *notes, _used(data, self.options.rows)),
         )
         preprocessing = model.preprocessing
         source = graph.graph.inputs[0]
@@ -131,6 +135,9 @@ class Int8(Method):
             batches,
             method=self.options.calibration,
             percentile=self.options.percentile,
+            whole={
+                str(v.name) for v in scheme.scores()
+            },  # cutting the top score would turn the answer into a tie
             progress=None if progress is None else lambda f: progress(0.9 * f, "calibrating"),
             rows=rows,
         )
@@ -168,6 +175,13 @@ class _Rewriter:
             else:
                 self._activation(value)
         self.graph.sort()
+        if self.options.io == "int8":
+            ends = [("input", v) for v in self.graph.inputs] + [("output", v) for v in self.graph.outputs]
+            self.notes += [
+                f"{what} {v.name} stays float32: no integer layer there"
+                for what, v in ends
+                if v.dtype is ir.DataType.FLOAT
+            ]
         return self.notes
 
     def grid(self, value: ir.Value) -> Grid:
@@ -215,9 +229,10 @@ class _Rewriter:
         name, grid, producer = str(value.name), self.grid(value), value.producer()
         made_here = producer in self.active
         outputs = [i for i, out in enumerate(self.graph.outputs) if out is value and made_here]
-        uses = list(value.uses()) if made_here else self._integer_uses(value)
         first = self.graph[0] if producer is None else None
-        if producer is None and self.options.io == "int8":
+        arrives_coded = producer is None and self.options.io == "int8"
+        uses = list(value.uses()) if made_here or arrives_coded else self._integer_uses(value)
+        if arrives_coded:
             codes, new = value, []
         else:
             quantize = self.writer.quantize(value, grid, name)
@@ -233,7 +248,7 @@ class _Rewriter:
             self.graph.insert_before(first, new)
         else:
             self.graph.insert_after(producer, new)  # type: ignore[arg-type]
-        if producer is None and self.options.io == "int8":
+        if arrives_coded:
             value.type = ir.TensorType(ir.DataType.INT8)
             self.notes.append(_signature("input", name, grid))
         if outputs:
@@ -254,8 +269,17 @@ class _Rewriter:
         ]
 
 
+def _used(data: Dataset | None, rows: int) -> str:
+    return (
+        "" if data is None else f"calibrated on {min(rows, len(data))} rows of {data.name} ({data.hash[:16]})"
+    )
+
+
 def _signature(what: str, name: str, grid: Grid) -> str:
     return f"{what} {name}: int8, scale {float(grid.scale):.9g}, zero point {int(grid.zero_point)}"
+
+
+_QUANTIZED = ("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "QLinearConv", "QLinearMatMul")
 
 
 def _prepare(model: Model) -> ir.Model:
@@ -268,7 +292,8 @@ def _prepare(model: Model) -> ir.Model:
             f"{model.name} uses ONNX opset {opset}; int8 needs 13 or newer", "convert it to opset 18 first"
         )
     for node in model.ir.graph:
-        if node.op_type in ("QuantizeLinear", "DequantizeLinear", "QLinearConv", "DynamicQuantizeLinear"):
+        weights = node.op_type == "DequantizeLinear" and constant(input_at(node, 0)) is not None
+        if node.op_type in _QUANTIZED and not weights:
             raise UnsupportedError(
                 f"{model.name} is already quantised (node {node.name!r} is a {node.op_type})",
                 "start from the float network",
@@ -279,6 +304,7 @@ def _prepare(model: Model) -> ir.Model:
                 f"input {spec.name!r} of {model.name} is float16", "quantise the float32 network instead"
             )
     graph = model.editable()
+    restore_weights(graph.graph)
     passes.simplify(graph)
     lower(graph.graph)
     return graph
