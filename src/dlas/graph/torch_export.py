@@ -35,6 +35,7 @@ def from_module(
     *,
     source: Mapping[str, str] | None = None,
     options: Mapping[str, Any] | None = None,
+    fixed_batch: bool = False,
 ) -> Model:
     """Export a module with a dynamic batch ``N``, simplify the graph and compare both on random input.
 
@@ -48,6 +49,7 @@ def from_module(
         preprocessing: What samples must go through, if known.
         source: Entries for :attr:`Model.source`.
         options: More entries for the history line.
+        fixed_batch: Keep the batch of the example instead of a dynamic one.
 
     Returns:
         A Model whose ``torch_module`` is ``module``.
@@ -58,9 +60,10 @@ def from_module(
     """
     import torch
 
-    module.eval()
-    examples = _examples(example)
-    graph, dynamic = _export(module, examples)
+    with contextlib.suppress(NotImplementedError):  # an exported program has no modes
+        module.eval()
+    examples = _examples(example, fixed_batch)
+    graph, dynamic = _export(module, examples, fixed_batch)
     _rename(graph)
     model = Model.from_proto(
         ir.to_proto(graph),
@@ -72,7 +75,7 @@ def from_module(
     model = replace(model, ir=_simplified(model))
     error = _largest_difference(module, model, examples)
     notes = (f"largest difference from torch on random input: {error:.2g}",)
-    if not dynamic:
+    if not dynamic and not fixed_batch:
         notes += ("the batch is fixed: torch.export could not make it dynamic",)
     step = Step(
         "import",
@@ -83,20 +86,22 @@ def from_module(
     return model.with_step(model.ir, step, torch_module=module)
 
 
-def _examples(example: Any) -> tuple[torch.Tensor, ...]:
+def _examples(example: Any, fixed_batch: bool) -> tuple[torch.Tensor, ...]:
     """Tensors with a batch of at least two: torch.export takes a batch of one for a constant."""
     import torch
 
     tensors = []
     for given in example if isinstance(example, tuple | list) else (example,):
         tensor = torch.as_tensor(given).detach().cpu()
-        if tensor.dim() > 0 and tensor.shape[0] < 2:
+        if not fixed_batch and tensor.dim() > 0 and tensor.shape[0] < 2:
             tensor = tensor.repeat(2, *[1] * (tensor.dim() - 1))
         tensors.append(tensor)
     return tuple(tensors)
 
 
-def _export(module: nn.Module, examples: tuple[torch.Tensor, ...]) -> tuple[ir.Model, bool]:
+def _export(
+    module: nn.Module, examples: tuple[torch.Tensor, ...], fixed_batch: bool
+) -> tuple[ir.Model, bool]:
     import torch
 
     with torch.no_grad():
@@ -125,7 +130,7 @@ def _export(module: nn.Module, examples: tuple[torch.Tensor, ...]) -> tuple[ir.M
         (None, False),
     ]
     failure: Exception | None = None
-    for dynamic_shapes, dynamic in attempts:
+    for dynamic_shapes, dynamic in attempts[fixed_batch:]:
         try:
             with _quiet():
                 program = torch.onnx.export(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import re
 import sys
+import warnings
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -28,6 +29,9 @@ _PLACES = ("state_dict", "model_state_dict", "model_state", "model", "net", "wei
 _PREFIXES = ("module.", "_orig_mod.", "model.")
 _COUNTER = "num_batches_tracked"  # bookkeeping of newer batch normalisation; older checkpoints lack it
 _OWN_FUNCTION = re.compile(r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")
+_CODE = re.compile(
+    r"GLOBAL |Unsupported (class|global)|Trying to (call|set|instantiate)"
+)  # what torch says of it
 _BLOAT = 20  # torch stores tensors uncompressed, so an archive that grows far beyond its size is not one of its own
 
 
@@ -84,9 +88,11 @@ def read_weights(path: Path) -> Any:
     if zipfile.is_zipfile(path):
         check_archive(path)
     try:
-        return torch.load(path, weights_only=True, map_location="cpu")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # guesses about the file's origin; what matters is raised
+            return torch.load(path, weights_only=True, map_location="cpu")
     except pickle.UnpicklingError as error:
-        if "GLOBAL" in str(error) or "Unsupported class" in str(error) or "unsupported" in str(error).lower():
+        if _CODE.search(str(error)):
             name = re.search(r"GLOBAL ([\w.]+)", str(error))
             raise ModelError(
                 f"{path.name} holds Python code{f' ({name[1]})' if name else ''}, which dlas does not run",

@@ -67,8 +67,8 @@ class Torch(Format):
         if path.suffix.lower() == ".pt2":
             from dlas.graph.formats._torch_program import read_program
 
-            module, examples = read_program(path)
-            return from_module(module, examples, path.stem, source=source)
+            module, examples, dynamic = read_program(path)
+            return from_module(module, examples, path.stem, source=source, fixed_batch=not dynamic)
         from dlas.graph.formats._torch_checkpoint import assemble, read_state
 
         state = read_state(path)

@@ -1,0 +1,56 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from dlas.core.errors import OptionError, UnknownNameError
+from dlas.models.architecture import architecture_for, architectures
+
+
+@pytest.mark.parametrize("name", architectures.names())
+def test_every_architecture_builds_what_it_declares(name: str) -> None:
+    architecture = architecture_for(name)
+    module = architecture.build()
+    assert not module.training
+    with torch.no_grad():
+        assert module(torch.zeros(2, *architecture.input_shape)).shape == (2, architecture.classes)
+    fields = architecture.preprocessing
+    assert (fields.height, fields.width) == architecture.input_shape[1:]
+
+
+def parameters(spelled: str) -> int:
+    with torch.device("meta"):
+        return sum(p.numel() for p in architecture_for(spelled).build().parameters())
+
+
+@pytest.mark.parametrize(("depth", "millions"), [(20, 0.27), (32, 0.46), (44, 0.66), (56, 0.85), (110, 1.7)])
+def test_parameter_counts_are_those_of_the_paper(depth: int, millions: float) -> None:
+    """Table 6 of He et al. 2016."""
+    assert parameters(f"cifar-resnet:depth={depth}") / 1e6 == pytest.approx(millions, rel=0.03)
+
+
+def test_shortcut_takes_every_second_pixel_and_pads_channels_on_both_sides() -> None:
+    module = architecture_for("cifar-resnet").build()
+    x = torch.randn(1, 16, 6, 6)
+    y = module.layer2[0].shortcut(x)
+    assert y.shape == (1, 32, 3, 3)
+    torch.testing.assert_close(y[:, 8:24], x[:, :, ::2, ::2])
+    assert not y[:, :8].any()
+    assert not y[:, 24:].any()
+
+
+def test_seed_decides_the_weights() -> None:
+    built = []
+    for seed in (1, 1, 2):
+        torch.manual_seed(seed)
+        built.append(architecture_for("digits-cnn").build().conv2.weight.detach().numpy())
+    np.testing.assert_array_equal(built[0], built[1])
+    assert not np.array_equal(built[0], built[2])
+
+
+def test_bad_choices_are_named() -> None:
+    with pytest.raises(OptionError, match="depth = 21"):
+        architecture_for("cifar-resnet:depth=21")
+    with pytest.raises(UnknownNameError, match="cifar-resnet"):
+        architecture_for("cifar-resnett")
