@@ -8,13 +8,17 @@ import shutil
 import subprocess
 from pathlib import Path
 
+import numpy as np
+import onnx
 import onnx_ir as ir
 import pytest
 
 from dlas.core.errors import OptionError, UnsupportedError
 from dlas.graph.model import Model
+from dlas.graph.reference import Reference
 from dlas.hardware.target import Target, target_for
 from dlas.runtime.backend import backend_for, backends
+from dlas.runtime.backends._onnxruntime_graph import unsigned_activations
 from dlas.testing import models
 from dlas.testing.backends import BackendSuite, sqnr_db
 
@@ -73,6 +77,58 @@ def test_onnxruntime_levels_fuse_more_and_more(level):
     kinds = [r.op for r in rows]
     assert ("BatchNormalization" in kinds) is (level == "disable")
     assert ("FusedConv" in kinds or "Conv" in kinds) is True
+
+
+def test_onnxruntime_fuses_residual_blocks_of_int8_networks():
+    model, inputs = models.residual_quantized(), {"image": models.images()}
+    answers, kinds = {}, {}
+    for unsigned in ("true", "false"):
+        with backend_for(f"onnxruntime:unsigned={unsigned}").compile(model) as loaded:
+            answers[unsigned] = loaded.run(inputs)["logits"]
+            kinds[unsigned] = [r.op for r in loaded.profile(inputs, repeats=1)]
+            assert (loaded.notes != ()) is (unsigned == "true" and platform.machine() == "x86_64")
+    assert sqnr_db(answers["false"], answers["true"]) > 30
+    if platform.machine() == "x86_64":
+        assert kinds["true"].count("QLinearConv") == 3
+        assert "QLinearAdd" in kinds["true"]
+
+
+def test_unsigned_activations_are_the_same_numbers():
+    model = models.residual_quantized()
+    proto, count = unsigned_activations(model.to_proto())
+    assert count == sum(n.op_type == "QuantizeLinear" for n in proto.graph.node)
+    onnx.checker.check_model(proto, full_check=True)
+    inputs = {"image": models.images(4)}
+    with (
+        Reference(model, level="disable") as before,
+        Reference(Model.from_proto(proto), level="disable") as after,
+    ):
+        np.testing.assert_array_equal(before.run(inputs)["logits"], after.run(inputs)["logits"])
+
+
+def test_grids_that_are_arrays_of_one_element_still_run():
+    proto = models.residual_quantized().to_proto()
+    for tensor in proto.graph.initializer:
+        if tensor.name.endswith(("_scale", "_zero")) and not tensor.dims:
+            tensor.dims.append(1)
+    assert unsigned_activations(proto)[1] == 0
+    with backend_for("onnxruntime:level=basic").compile(Model.from_proto(proto)) as loaded:
+        assert np.isfinite(loaded.run({"image": models.images()})["logits"]).all()
+
+
+def test_int8_inputs_and_outputs_stay_int8():
+    proto = models.residual_quantized().to_proto()
+    last = next(n for n in proto.graph.node if n.output[0] == "logits")
+    proto.graph.node.remove(last)
+    proto.graph.output[0].CopyFrom(
+        onnx.helper.make_tensor_value_info(last.input[0], onnx.TensorProto.INT8, ["N", 10])
+    )
+    model = Model.from_proto(proto)
+    with backend_for("onnxruntime").compile(model) as loaded, Reference(model, level="disable") as reference:
+        inputs = {"image": models.images()}
+        found, wanted = loaded.run(inputs)["fc_q"], reference.run(inputs)["fc_q"]
+    assert found.dtype.name == "int8"
+    assert abs(found.astype(int) - wanted.astype(int)).max() <= 2
 
 
 @needs["openvino"]

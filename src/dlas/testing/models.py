@@ -62,7 +62,7 @@ class _Builder:
     weights: list[onnx.TensorProto] = field(default_factory=list)
 
     def weight(self, name: str, array: np.ndarray | np.generic) -> str:
-        self.weights.append(numpy_helper.from_array(np.ascontiguousarray(array), name))
+        self.weights.append(numpy_helper.from_array(np.array(array, order="C"), name))
         return name
 
     def node(self, op: str, inputs: Sequence[str], output: str, **attributes: Any) -> str:

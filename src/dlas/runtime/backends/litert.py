@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from dlas.core.errors import UnsupportedError
 from dlas.core.lazy import optional_import
 from dlas.core.options import option
 from dlas.graph.format import save_model
@@ -28,7 +29,7 @@ from dlas.runtime.artifact import (
     refused,
     unbound_dimensions,
 )
-from dlas.runtime.backend import Backend, backends
+from dlas.runtime.backend import Backend, LayerTiming, backends
 
 _FILE = "model.tflite"
 _RESOLVERS = {
@@ -102,6 +103,13 @@ class LiteRtExecutable(SignedExecutable):
         self._check(inputs)
         self._place(inputs)
         return self._interpreter.invoke
+
+    def profile(self, inputs: Mapping[str, np.ndarray], repeats: int = 30) -> tuple[LayerTiming, ...]:
+        """Not available: the Python interpreter has no clock inside a run; always raises UnsupportedError."""
+        raise UnsupportedError(
+            "LiteRT's Python interpreter cannot tell the time of one layer",
+            "profile with onnxruntime or openvino",
+        )
 
     def _infer(self, inputs: Mapping[str, np.ndarray]) -> Sequence[np.ndarray]:
         self._place(inputs)
