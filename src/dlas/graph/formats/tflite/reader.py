@@ -1,9 +1,8 @@
 """tflite to ONNX: one walk over the operators, with layouts and quantisation kept per tensor.
 
 The ONNX network keeps the file's own signature: same names, order, dtypes and NHWC shapes. Inside, convolutions work
-on NCHW. A quantised tensor is kept as integers; an operator that computes takes it through DequantizeLinear and gives
-its result back through QuantizeLinear (the QDQ form that runtimes fuse into integer kernels), and an operator that
-only moves elements works on the integers themselves.
+on NCHW. A quantised tensor is kept as integers; every operator takes it through DequantizeLinear and gives its result
+back through QuantizeLinear (the QDQ form, which runtimes fuse into integer kernels).
 """
 
 from __future__ import annotations
@@ -184,24 +183,28 @@ class Reader:
             return held[perm]
         if not held:
             raise ModelError(f"tensor {tensor.name!r} is read before it is computed")
-        have = next(
-            (
-                p
-                for p in held
-                if not layout.moves_data(layout.permute(tensor.shape, p), layout.between(p, perm))
-            ),
-            next(iter(held)),
-        )
-        held[perm] = self._reorder(held[have], layout.permute(tensor.shape, have), layout.between(have, perm))
+        turned = {p: layout.between(p, perm) for p in held}
+        still = (p for p, q in turned.items() if not layout.moves_data(layout.permute(tensor.shape, p), q))
+        have = next(still, next(iter(held)))
+        name = self._reorder(self.value(i, have), layout.permute(tensor.shape, have), turned[have])
+        held[perm] = self.stored(i, name, perm)
         return held[perm]
 
-    def flat(self, i: int) -> str:
-        """Tensor ``i`` as stored, its elements in the plain order; axes of size 1 may stand anywhere."""
+    def value(self, i: int, perm: Perm) -> str:
+        """Tensor ``i`` for an operator that only moves elements: numbers when quantised, else as stored."""
+        return self.real(i, perm) if self._on_grid(i) else self.raw(i, perm)
+
+    def _on_grid(self, i: int) -> bool:
         tensor = self.tensor(i)
-        for perm, name in self._raw.get(i, {}).items():
+        return tensor.quant is not None and tensor.dtype in QUANTISED
+
+    def flat(self, i: int) -> str:
+        """As :meth:`value`, the elements in the plain order; axes of size 1 may stand anywhere."""
+        tensor = self.tensor(i)
+        for perm in self._raw.get(i, {}):
             if not layout.moves_data(tensor.shape, perm) and perm[:1] in ((), (0,)):
-                return name
-        return self.raw(i, layout.identity(len(tensor.shape)))
+                return self.value(i, perm)
+        return self.value(i, layout.identity(len(tensor.shape)))
 
     def _reorder(self, name: str, shape: Sequence[int], perm: Perm) -> str:
         if layout.moves_data(shape, perm) or (perm and perm[0] != 0):
@@ -226,12 +229,12 @@ class Reader:
         self._real[i, perm] = name
         return name
 
-    def as_real(self, i: int, name: str) -> str:
-        """``name``, stored integers or numbers of tensor ``i`` in another shape, as numbers."""
+    def on_grid(self, i: int, name: str) -> str:
+        """Numbers of tensor ``i`` in another shape, sent through its quantisation again so that runtimes see it."""
         tensor = self.tensor(i)
-        if tensor.quant is not None and tensor.dtype in QUANTISED:
-            return self._dequantize(name, tensor.quant, tensor.dtype)
-        return name
+        if tensor.quant is None or not self._on_grid(i):
+            return name
+        return self._dequantize(self.stored(i, name, ()), tensor.quant, tensor.dtype)
 
     def _dequantize(self, name: str, quant: Quant, dtype: str) -> str:
         return self.emit(
@@ -276,9 +279,9 @@ class Reader:
     # Results
 
     def activate(self, name: str, function: int) -> str:
-        """Apply a fused activation."""
+        """Apply a fused activation, unless the range of the quantised result already does what it would."""
         kind = self._activations[function]
-        if kind == "NONE":
+        if kind == "NONE" or self._saturates(kind):
             return name
         if kind == "RELU":
             return self.emit("Relu", [name])
@@ -290,34 +293,41 @@ class Reader:
         low, high = (self.initializer(np.array(b, np.float32), "bound") for b in bounds)
         return self.emit("Clip", [name, low, high])
 
+    def _saturates(self, kind: str) -> bool:
+        """Whether storing the operator's result cuts off all that the activation would (runtimes fuse it better)."""
+        tensor = self.tensor(self.operation.outputs[0])
+        if tensor.quant is None or tensor.dtype not in QUANTISED or kind not in ("RELU", "RELU6"):
+            return False
+        limits, zero = np.iinfo(tensor.dtype), int(tensor.quant.zero_point[0])
+        top = (limits.max - zero) * float(tensor.quant.scale[0])
+        return zero == limits.min and (kind == "RELU" or top <= 6.0)
+
     def give(self, i: int, name: str, perm: Perm) -> None:
         """Tensor ``i`` is the numbers ``name``; quantised here if the file stores it so."""
+        tensor = self.tensor(i)
+        if tensor.dtype in QUANTISED and tensor.quant is None:
+            raise ModelError(f"tensor {tensor.name!r} is {tensor.dtype} but has no scale")
         self.give_raw(i, self.stored(i, name, perm), perm)
 
     def stored(self, i: int, name: str, perm: Perm) -> str:
         """The numbers ``name`` in the dtype in which the file stores tensor ``i``."""
         tensor = self.tensor(i)
         if tensor.quant is not None and tensor.dtype in QUANTISED:
-            quant = tensor.quant.permuted(perm)
-            name = self.emit(
-                "QuantizeLinear", [name, *self._quant_inputs(quant, tensor.dtype)], attributes=_axis(quant)
-            )
-        elif tensor.dtype in QUANTISED:
-            raise ModelError(f"tensor {tensor.name!r} is {tensor.dtype} but has no scale")
+            quant = tensor.quant if tensor.quant.axis is None else tensor.quant.permuted(perm)
+            inputs = [name, *self._quant_inputs(quant, tensor.dtype)]
+            return self.emit("QuantizeLinear", inputs, attributes=_axis(quant))
         return name
 
     def give_raw(self, i: int, name: str, perm: Perm) -> None:
         """Tensor ``i`` is ``name``, already in the dtype that the file stores."""
         self._raw[i] = {perm: name}
 
-    def give_same(self, i: int, source: int, name: str, perm: Perm) -> None:
-        """Tensor ``i`` is ``name``, elements of tensor ``source`` as stored; requantised if the file says otherwise."""
-        before, after = self.tensor(source), self.tensor(i)
-        same = before.quant is None or before.dtype not in QUANTISED or before.quant.same(after.quant)
-        if same:
-            self.give_raw(i, name, perm)
+    def give_moved(self, i: int, source: int, name: str, perm: Perm) -> None:
+        """Tensor ``i`` is ``name``, made by moving elements of :meth:`value` of tensor ``source``."""
+        if self._on_grid(source):
+            self.give(i, name, perm)
         else:
-            self.give(i, self.as_real(source, name), perm)
+            self.give_raw(i, name, perm)
 
     def element_type(self, dtype: str) -> int:
         """ONNX's number of a dtype."""
@@ -372,7 +382,7 @@ class Reader:
         taken = {self.tensors[i].name for i in ends} | set(self._initializers)
         for i, held in self._raw.items():
             name, value = self.tensors[i].name, next(iter(held.values()), "")
-            if name not in taken and value not in names and value not in self._initializers:
+            if name not in taken and value not in (*names, *taken):
                 names[value] = name
                 taken.add(name)
 

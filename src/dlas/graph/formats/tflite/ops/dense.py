@@ -33,12 +33,11 @@ def _read_dense(r: Reader, op: Operation) -> None:
     rows = math.prod(shape) // depth
     if rows * depth != math.prod(shape):
         raise ValueError(f"{list(shape)} elements do not fill rows of {depth}")
-    name = r.raw(x, layout.identity(len(shape)))
+    name = r.value(x, layout.identity(len(shape)))
     if len(shape) != 2 or shape[1] != depth:
-        name = r.emit("Reshape", [name, r.int64([0 if shape[0] == rows else rows, depth])])
+        name = r.on_grid(x, r.emit("Reshape", [name, r.int64([0 if shape[0] == rows else rows, depth])]))
         if shape[0] != rows:
             r.batch_free = False
-    name = r.as_real(x, name)
     name = r.emit("Gemm", [name, r.weights(w, (0, 1)), *r.bias(b, x, w)], transB=1)
     name = r.activate(name, o.fusedActivationFunction)
     if len(r.shape(out)) != 2:

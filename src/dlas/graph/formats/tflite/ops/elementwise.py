@@ -148,6 +148,14 @@ def _read_prelu(r: Reader, op: Operation) -> None:
     )
 
 
+def _read_select(r: Reader, op: Operation) -> None:
+    rank = len(r.shape(op.outputs[0]))
+    if op.kind == "SELECT" and len({r.shape(i) for i in op.inputs}) > 1:
+        raise UnsupportedError("SELECT whose inputs differ in shape cannot be read")
+    perm = common_perm(r, op.inputs, rank)
+    r.give(op.outputs[0], r.emit("Where", [aligned(r, i, rank, perm) for i in op.inputs]), perm)
+
+
 def _read_quantize(r: Reader, op: Operation) -> None:
     perm = r.perm(op.inputs[0])
     r.give(op.outputs[0], r.real(op.inputs[0], perm), perm)
@@ -383,6 +391,6 @@ RULES = [
     Rule((), ("HardSigmoid",), None, _write_hard_sigmoid),
     Rule((), ("Gelu",), None, _write_gelu),
     Rule((), ("BatchNormalization",), None, _write_batch_norm),
-    Rule((), ("Where",), None, _write_where),
+    Rule(("SELECT_V2", "SELECT"), ("Where",), _read_select, _write_where),
     Rule((), ("Identity", "Dropout"), None, _write_identity),
 ]  # fmt: skip

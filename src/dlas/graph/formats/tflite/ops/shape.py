@@ -31,7 +31,7 @@ def _read_reshape(r: Reader, op: Operation) -> None:
     keeps = bool(shape) and bool(source.shape) and shape[0] == source.shape[0]
     r.batch_free &= keeps
     target = [0, *shape[1:]] if keeps and 0 not in shape else list(shape)
-    r.give_same(out, i, r.emit("Reshape", [name, r.int64(target)]), layout.identity(len(shape)))
+    r.give_moved(out, i, r.emit("Reshape", [name, r.int64(target)]), layout.identity(len(shape)))
 
 
 def _read_transpose(r: Reader, op: Operation) -> None:
@@ -41,7 +41,12 @@ def _read_transpose(r: Reader, op: Operation) -> None:
         raise ValueError(f"permutation {perm} of {len(r.shape(i))} axes")
     r.batch_free &= perm[0] == 0
     held = r.perm(i)
-    r.give_same(out, i, r.raw(i, held), layout.after_transpose(held, perm))
+    after = layout.after_transpose(held, perm)
+    quant = r.tensor(i).quant
+    if quant is None or quant.same(r.tensor(out).quant):
+        r.give_raw(out, r.raw(i, held), after)
+    else:
+        r.give(out, r.real(i, held), after)
 
 
 def _read_concat(r: Reader, op: Operation) -> None:
@@ -54,12 +59,7 @@ def _read_concat(r: Reader, op: Operation) -> None:
         r.give_constant(out, np.concatenate([r.tensor(i).constant() for i in op.inputs], axis))
         return
     perm = common_perm(r, op.inputs, rank)
-    quants = [r.tensor(i).quant for i in op.inputs]
-    target = r.tensor(out).quant
     stored = perm.index(axis)
-    if target is not None and all(target.same(q) for q in quants) and not o.fusedActivationFunction:
-        r.give_raw(out, r.emit("Concat", [r.raw(i, perm) for i in op.inputs], axis=stored), perm)
-        return
     name = r.emit("Concat", [r.real(i, perm) for i in op.inputs], axis=stored)
     r.give(out, r.activate(name, o.fusedActivationFunction), perm)
 
@@ -91,8 +91,8 @@ def _read_gather(r: Reader, op: Operation) -> None:
         r.give_constant(op.outputs[0], np.take(r.tensor(x).constant(), r.tensor(indices).constant(), axis))
         return
     r.batch_free = False
-    names = [r.raw(i, layout.identity(len(r.shape(i)))) for i in (x, indices)]
-    r.give_same(
+    names = [r.value(i, layout.identity(len(r.shape(i)))) for i in (x, indices)]
+    r.give_moved(
         op.outputs[0], x, r.emit("Gather", names, axis=axis), layout.identity(len(r.shape(op.outputs[0])))
     )
 
@@ -125,6 +125,14 @@ def _read_resize(r: Reader, op: Operation, mode: str) -> None:
         rounding = "floor" if place == "asymmetric" else "round_prefer_ceil"
         name = r.emit("Resize", inputs, attributes={**common, "nearest_mode": rounding})
     r.give(op.outputs[0], name, perm)
+
+
+def _read_broadcast(r: Reader, op: Operation) -> None:
+    i, out = op.inputs[0], op.outputs[0]
+    r.batch_free = False
+    name = r.value(i, layout.identity(len(r.shape(i))))
+    shape = r.shape(out)
+    r.give_moved(out, i, r.emit("Expand", [name, r.int64(shape)]), layout.identity(len(shape)))
 
 
 # Writing
@@ -277,5 +285,5 @@ RULES = [
          partial(_write_blocks, kind="DEPTH_TO_SPACE", options="DepthToSpaceOptions")),
     Rule(("RESIZE_BILINEAR",), ("Resize",), partial(_read_resize, mode="linear"), _write_resize),
     Rule(("RESIZE_NEAREST_NEIGHBOR",), (), partial(_read_resize, mode="nearest")),
-    Rule((), ("Expand",), None, _write_expand),
+    Rule(("BROADCAST_TO",), ("Expand",), _read_broadcast, _write_expand),
 ]  # fmt: skip

@@ -36,25 +36,15 @@ def _read_pad(r: Reader, op: Operation) -> None:
     if op.kind == "MIRROR_PAD":
         if r.options(op, "MirrorPadOptions").mode != 0:
             raise UnsupportedError("MIRROR_PAD in symmetric mode has no ONNX counterpart")
-        r.give_same(out, i, r.emit("Pad", [r.raw(i, perm), pads], mode="reflect"), perm)
+        r.give_moved(out, i, r.emit("Pad", [r.value(i, perm), pads], mode="reflect"), perm)
         return
-    quant = tensor.quant if tensor.dtype in QUANTISED else None
-    same = quant is None or quant.same(r.tensor(out).quant)
+    fill = np.zeros((), np.float32 if tensor.dtype in QUANTISED and tensor.quant else tensor.dtype)
     if op.kind == "PADV2" and len(op.inputs) > 2:
         given = r.tensor(op.inputs[2])
-        value = given.constant().reshape(-1)[0]
-        if not same:
-            value = np.float32(
-                value if given.quant is None else given.quant.real(given.constant()).reshape(-1)[0]
-            )
-    else:
-        value = quant.zero_point[0] if quant is not None and same else 0
-    if same:
-        fill = r.initializer(np.array(value, tensor.dtype), "fill")
-        r.give_same(out, i, r.emit("Pad", [r.raw(i, perm), pads, fill]), perm)
-    else:
-        fill = r.initializer(np.array(value, np.float32), "fill")
-        r.give(out, r.emit("Pad", [r.real(i, perm), pads, fill]), perm)
+        number = given.constant().reshape(-1)[:1]
+        fill = (number if given.quant is None else given.quant.real(number)).astype(fill.dtype).reshape(())
+    name = r.emit("Pad", [r.value(i, perm), pads, r.initializer(fill, "fill")])
+    r.give_moved(out, i, name, perm)
 
 
 def _read_slice(r: Reader, op: Operation) -> None:
@@ -117,7 +107,7 @@ def _cut(
     whole = [a for a in range(len(begins)) if (begins[a], steps[a]) == (0, 1) and ends[a] >= tensor.shape[a]]
     axes = [a for a in range(len(begins)) if a not in whole]
     perm = layout.identity(len(tensor.shape)) if shrunk else r.perm(i)
-    name = r.raw(i, perm)
+    name = r.value(i, perm)
     r.batch_free &= 0 not in axes and 0 not in (shrunk or ())
     if axes:
         picked = [[values[a] for a in axes] for values in (begins, ends)]
@@ -131,7 +121,7 @@ def _cut(
     if shrunk:
         name = r.emit("Squeeze", [name, r.int64(shrunk)])
         perm = layout.identity(len(r.shape(out)))
-    r.give_same(out, i, name, perm)
+    r.give_moved(out, i, name, perm)
 
 
 def _read_split(r: Reader, op: Operation) -> None:
@@ -144,9 +134,9 @@ def _read_split(r: Reader, op: Operation) -> None:
     r.batch_free &= axis != 0
     perm = r.perm(i)
     sizes = r.int64([r.shape(out)[axis] for out in op.outputs])
-    name = r.emit("Split", [r.raw(i, perm), sizes], len(op.outputs), axis=perm.index(axis))
+    name = r.emit("Split", [r.value(i, perm), sizes], len(op.outputs), axis=perm.index(axis))
     for n, out in enumerate(op.outputs):
-        r.give_same(out, i, name if n == 0 else f"{name}:{n}", perm)
+        r.give_moved(out, i, name if n == 0 else f"{name}:{n}", perm)
 
 
 def _read_unpack(r: Reader, op: Operation) -> None:
@@ -155,11 +145,14 @@ def _read_unpack(r: Reader, op: Operation) -> None:
     axis = layout.normal_axis(r.options(op, "UnpackOptions").axis, rank)
     r.batch_free &= axis != 0
     name = r.emit(
-        "Split", [r.raw(i, layout.identity(rank)), r.int64([1] * len(op.outputs))], len(op.outputs), axis=axis
+        "Split",
+        [r.value(i, layout.identity(rank)), r.int64([1] * len(op.outputs))],
+        len(op.outputs),
+        axis=axis,
     )
     for n, out in enumerate(op.outputs):
         part = r.emit("Squeeze", [name if n == 0 else f"{name}:{n}", r.int64([axis])])
-        r.give_same(out, i, part, layout.identity(rank - 1))
+        r.give_moved(out, i, part, layout.identity(rank - 1))
 
 
 def _read_reduce(r: Reader, op: Operation, kind: str) -> None:
@@ -229,10 +222,14 @@ def _write_pad(w: Writer, node: ir.Node) -> None:
     elif _is_zero(w, node, fill, tensor):
         made = w.add("PAD", [tensor, amounts], shape, like=tensor, options=w.file.options("PadOptions"))
     else:
+        number = np.array([fill], np.float64)
         if cell.quant is not None and value.dtype == ir.DataType.FLOAT:
-            tensor = w.to_real(tensor)
-            cell = w.file.cells[tensor]
-        number = w.file.constant(np.array([fill], cell.dtype), cell.quant)
+            level = cell.quant.store(number, cell.dtype)
+            exact = abs(float(cell.quant.real(level)[0]) - fill) <= 1e-3 * float(cell.quant.scale[0])
+            tensor = tensor if exact else w.to_real(tensor)
+            number = level if exact else number
+        cell = w.file.cells[tensor]
+        number = w.file.constant(number.astype(cell.dtype), cell.quant)
         made = w.add(
             "PADV2", [tensor, amounts, number], shape, like=tensor, options=w.file.options("PadV2Options")
         )
