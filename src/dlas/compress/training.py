@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -84,6 +84,7 @@ def fine_tune(
     seed: int = 0,
     momentum: float = 0.9,
     weight_decay: float = 5e-4,
+    clip_norm: float = 0.5,
     augment: str = "flip",
     masks: Mapping[str, np.ndarray] | None = None,
     loss: LossHook | None = None,
@@ -101,6 +102,7 @@ def fine_tune(
         seed: Seed of order and augmentation.
         momentum: Momentum of SGD.
         weight_decay: L2 penalty on weights.
+        clip_norm: Largest norm of the gradient of one step.
         augment: ``none``, ``flip``, ``shift`` or ``flip-shift``; left out for inputs that are not images.
         masks: Initializer name to an array of its shape; where it is zero, the weight is set to zero and stays so.
         loss: Loss in place of the cross-entropy.
@@ -120,30 +122,18 @@ def fine_tune(
     from dlas.data.preprocess import prepare
     from dlas.graph.torch_module import to_torch, weights_back
 
-    schedule = Schedule(epochs, lr, batch_size, seed, momentum, weight_decay, augment, threads=threads)
     labels = _labels(data)
     module = to_torch(model)
     inputs = prepare(data, model)
-    if inputs.ndim != 4 or (model.preprocessing is not None and model.preprocessing.layout != "NCHW"):
-        schedule = Schedule(epochs, lr, batch_size, seed, momentum, weight_decay, "none", threads=threads)
+    images = inputs.ndim == 4 and (model.preprocessing is None or model.preprocessing.layout == "NCHW")
+    augment = augment if images else "none"
+    schedule = Schedule(epochs, lr, batch_size, seed, momentum, weight_decay, augment, clip_norm, threads)
     losses = train(
         module, inputs, labels, schedule, masks=_by_tensor(module, masks), loss=loss, progress=progress
     )
     step = Step(
         "fine-tune",
-        {
-            "epochs": epochs,
-            "lr": lr,
-            "batch_size": batch_size,
-            "seed": seed,
-            "momentum": momentum,
-            "weight_decay": weight_decay,
-            "augment": schedule.augment,
-            "threads": threads,
-            "masked": len(masks or {}),
-            "rows": len(data),
-            "data": data.name,
-        },
+        {**asdict(schedule), "masked": len(masks or {}), "rows": len(data), "data": data.name},
         step_versions("torch"),
         (f"mean loss of the epochs: {', '.join(f'{v:.4g}' for v in losses)}",),
     )
