@@ -153,11 +153,6 @@ class Reader:
         """Store a list of integers, such as axes or a shape."""
         return self.initializer(np.array(values, np.int64), "ints")
 
-    def scalar(self, value: float, i: int) -> str:
-        """Store a number in the dtype that tensor ``i`` is computed in."""
-        dtype = self.tensor(i).dtype
-        return self.initializer(np.array(value, "float32" if dtype in (*QUANTISED, "float16") else dtype))
-
     def is_constant(self, i: int) -> bool:
         """Whether tensor ``i`` is known without running the network."""
         return self.tensor(i).data is not None
