@@ -308,14 +308,14 @@ def test_an_identity_between_input_and_output_stays() -> None:
 # the batch
 
 
-def reshaping(sizes: list[int]) -> Model:
+def reshaping(sizes: list[int], lead: str | None = "N") -> Model:
     weights = {"shape": np.array(sizes, np.int64), "w": np.ones((8, 3), np.float32)}
     nodes = [
         helper.make_node("Relu", ["x"], ["r"]),
         helper.make_node("Reshape", ["r", "shape"], ["f"], name="flatten"),
         helper.make_node("MatMul", ["f", "w"], ["y"]),
     ]
-    return model_of(nodes, weights, ["N", 2, 4])
+    return model_of(nodes, weights, [lead, 2, 4])
 
 
 @pytest.mark.parametrize("sizes", [[-1, 8], [0, 8], [0, -1]])
@@ -328,9 +328,10 @@ def test_the_batch_is_bound_everywhere(sizes: list[int]) -> None:
 
 
 @pytest.mark.parametrize("sizes", [[1, -1], [2, -1], [1, 8]])
-def test_a_batch_written_into_a_reshape_is_refused(sizes: list[int]) -> None:
+@pytest.mark.parametrize("lead", ["N", None])
+def test_a_batch_written_into_a_reshape_is_refused(sizes: list[int], lead: str | None) -> None:
     with pytest.raises(UnsupportedError, match="'flatten' reshapes to"):
-        bind_batch(reshaping(sizes), 4)
+        bind_batch(reshaping(sizes, lead), 4)
 
 
 def test_a_batch_written_into_a_reshape_fits_itself() -> None:

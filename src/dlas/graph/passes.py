@@ -19,13 +19,14 @@ from dlas.core.errors import UnsupportedError
 from dlas.graph.model import Model, Step, step_versions
 
 FOLD_INPUT_ELEMENTS = 8192
+_BATCH = "dlas_batch"
 FOLD_OUTPUT_ELEMENTS = 262_144  # a constant may grow to 1 MiB of float32, no further
 
 
 def infer_shapes(graph: ir.Model) -> None:
     """Fill in shapes and dtypes of all values as far as ONNX shape inference (with data propagation) gets."""
     # Where inference stops is seen in the shapes; the pass would log a traceback as well.
-    logging.getLogger("onnx_ir.passes.common.shape_inference").setLevel(logging.ERROR)
+    logging.getLogger("onnx_ir").setLevel(logging.ERROR)
     common.ShapeInferencePass(check_type=False, strict_mode=False, data_prop=True)(graph)
 
 
@@ -110,30 +111,29 @@ def bind_batch(model: Model, batch: int) -> Model:
     """
     if batch < 1:
         raise UnsupportedError(f"batch = {batch}: at least 1 is needed")
-    graph = model.editable()
-    symbols: set[str | None] = set()
-    for value in _fed_inputs(graph):
-        if value.shape is None or len(value.shape) == 0:
+    loose, graph = model.editable(), model.editable()
+    dynamic = False
+    for free, bound in zip(_fed_inputs(loose), _fed_inputs(graph), strict=True):
+        if free.shape is None or len(free.shape) == 0:
             continue
-        lead = value.shape[0]
+        lead, rest = free.shape[0], free.shape.dims[1:]
         if isinstance(lead, int) and lead != batch:
             raise UnsupportedError(
-                f"{model.name}: input {value.name!r} has the fixed batch {lead}, not {batch}",
+                f"{model.name}: input {free.name!r} has the fixed batch {lead}, not {batch}",
                 "export it with a dynamic batch, or use that batch",
             )
         if not isinstance(lead, int):
-            symbols.add(lead.value)
-            value.shape = ir.Shape([batch, *value.shape.dims[1:]])
-    if not symbols:
+            dynamic = True
+            free.shape, bound.shape = ir.Shape([_BATCH, *rest]), ir.Shape([batch, *rest])
+    if not dynamic:
         return model
-    infer_shapes(loose := model.editable())
-    _refuse_baked_batch(loose, symbols, batch, model.name)
-    broken_before = _strict_error(loose)
-    _forget(graph)
-    infer_shapes(graph)
-    if not broken_before and (reason := _strict_error(graph)):
+    for variant in (loose, graph):
+        _forget(variant)
+        infer_shapes(variant)
+    _refuse_baked_batch(loose, batch, model.name)
+    if not _strict_error(loose) and (reason := _strict_error(graph)):
         raise UnsupportedError(f"{model.name} does not run with batch {batch}: {reason}")
-    _refuse_other_outputs(loose, graph, symbols, batch, model.name)
+    _refuse_other_outputs(loose, graph, batch, model.name)
     return replace(model, ir=graph)
 
 
@@ -141,19 +141,16 @@ def _fed_inputs(graph: ir.Model) -> list[ir.Value]:
     return [v for v in graph.graph.inputs if v.name not in graph.graph.initializers]
 
 
-def _refuse_baked_batch(graph: ir.Model, symbols: set[str | None], batch: int, name: str) -> None:
+def _refuse_baked_batch(graph: ir.Model, batch: int, name: str) -> None:
     """A Reshape of a tensor that is led by the batch must not write another leading number."""
     for node in graph.graph:
         if node.op_type != "Reshape" or node.domain != "" or len(node.inputs) < 2:
             continue
         data, target = node.inputs[0], node.inputs[1]
-        if data is None or data.shape is None or target is None or target.const_value is None:
+        if data is None or target is None or target.const_value is None:
             continue
         sizes = target.const_value.numpy().reshape(-1)
-        lead = data.shape[0] if len(data.shape) else batch
-        if isinstance(lead, int) or lead.value not in symbols or lead.value is None or len(sizes) == 0:
-            continue
-        if sizes[0] > 0 and sizes[0] != batch:
+        if _led_by_batch(data) and len(sizes) and sizes[0] not in (-1, 0, batch):
             raise UnsupportedError(
                 f"{name} does not run with batch {batch}: {node.name!r} reshapes to {sizes.tolist()}, "
                 f"which has the batch {sizes[0]} written into it",
@@ -161,16 +158,16 @@ def _refuse_baked_batch(graph: ir.Model, symbols: set[str | None], batch: int, n
             )
 
 
-def _refuse_other_outputs(
-    loose: ir.Model, bound: ir.Model, symbols: set[str | None], batch: int, name: str
-) -> None:
+def _refuse_other_outputs(loose: ir.Model, bound: ir.Model, batch: int, name: str) -> None:
     for before, after in zip(loose.graph.outputs, bound.graph.outputs, strict=True):
-        if not before.shape or not after.shape:
-            continue
-        lead, got = before.shape[0], after.shape[0]
-        led_by_batch = not isinstance(lead, int) and lead.value is not None and lead.value in symbols
-        if led_by_batch and isinstance(got, int) and got != batch:
-            raise UnsupportedError(f"{name}: output {after.name!r} has {got} rows for a batch of {batch}")
+        rows = after.shape[0] if after.shape else batch
+        if _led_by_batch(before) and isinstance(rows, int) and rows != batch:
+            raise UnsupportedError(f"{name}: output {after.name!r} has {rows} rows for a batch of {batch}")
+
+
+def _led_by_batch(value: ir.Value) -> bool:
+    lead = value.shape[0] if value.shape else 0
+    return not isinstance(lead, int) and lead.value == _BATCH
 
 
 def _forget(graph: ir.Model) -> None:

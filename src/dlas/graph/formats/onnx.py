@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -79,6 +80,7 @@ class OnnxFormat(Format):
             ) from error
 
     def _interpret(self, data: bytes, path: Path) -> Model:
+        logging.getLogger("onnx_ir").setLevel(logging.ERROR)  # what it warns of becomes one error here
         proto = _parse(data, path.name)
         digest = hashlib.sha256(data)
         _refuse_sparse(proto, path.name)
