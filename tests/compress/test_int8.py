@@ -10,10 +10,10 @@ from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 from dlas.compress.method import compress_model, methods
-from dlas.compress.qdq import unsigned_activations
 from dlas.core.errors import DataError, DlasError, ModelError, OptionError, UnknownNameError, UnsupportedError
 from dlas.data.dataset import Dataset
 from dlas.graph.model import Model
+from dlas.runtime.backends._onnxruntime_graph import unsigned_activations
 
 RNG = np.random.default_rng(7)
 

@@ -40,21 +40,10 @@ def import_network(
 
 def guess_preprocessing(network: str, folder: str, data: Mapping[str, Any]) -> dict[str, Any]:
     """Find what samples must go through for a network that does not say, and save the network with it."""
-    from dlas.data.guess import guess_preprocessing as guess
-    from dlas.data.preprocess import prepare
-    from dlas.graph.reference import predict
+    from dlas.data.guess import with_guessed_preprocessing
 
-    model, rows = read_network(network), open_rows(data)
-    spec = model.inputs[0]
-
-    def judge(candidate: Preprocessing) -> float:
-        few = rows.head(200)
-        scores = predict(model, prepare(few, candidate))
-        labels = few.labels
-        return float(np.mean(scores.reshape(len(few), -1).argmax(1) == labels)) if labels is not None else 0.0
-
-    found, note = guess(spec.shape, spec.dtype, rows, judge)
-    return {**write_network(replace(model, preprocessing=found), folder), "note": note}
+    model, note = with_guessed_preprocessing(read_network(network), open_rows(data))
+    return {**write_network(model, folder), "note": note}
 
 
 def prepare_rows(network: str, folder: str, data: Mapping[str, Any]) -> dict[str, Any]:

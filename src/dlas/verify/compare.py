@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from dlas.core.figure import Figure, Outcome
 from dlas.core.options import Choice
 from dlas.core.worker import Worker, WorkerFailure, run_in_worker
 from dlas.data.dataset import Dataset
+from dlas.data.guess import with_guessed_preprocessing
 from dlas.data.metrics import top1
 from dlas.graph.format import load_model
 from dlas.graph.model import Model
@@ -140,6 +141,10 @@ def compare_files(
         DataError: The rows do not fit the source.
         DlasError: The source itself cannot be run.
     """
+    if data is not None and source.model.preprocessing is None:
+        model, note = with_guessed_preprocessing(source.model, data)
+        source = replace(source, model=model)
+        tell(note)
     tell(f"run {source.path.name} on {owner(source.path)}")
     x, labels = _rows(source.model, data, rows)
     try:

@@ -5,6 +5,7 @@ The thread pool is private to the session: ``threads`` inside an operator, opera
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 import platform
@@ -77,12 +78,14 @@ class OnnxRuntime(Backend):
 
     def build(self, model: Model, target: Target, folder: Path, *, batch: int = 1) -> None:
         """Write ``model.onnx``; the optimised graph is machine-dependent and made at load."""
-        proto, notes = model.to_proto(), []
+        run, notes = model, []
         if self.options.unsigned and platform.machine() in ("x86_64", "AMD64"):
-            proto, count = unsigned_activations(proto)
+            graph = model.editable()
+            count = unsigned_activations(graph)
+            run = dataclasses.replace(model, ir=graph)
             notes = [f"{count} int8 activations are stored as uint8"] if count else []
         signature = Signature.of(model, batch, free_batch=True, notes=notes)
-        write_atomic(folder / ONNX_FILE, proto.SerializeToString(deterministic=True))
+        write_atomic(folder / ONNX_FILE, run.to_bytes())
         signature.write(folder)
 
     def load(self, folder: Path, target: Target, *, threads: int = 1) -> OnnxRuntimeExecutable:
