@@ -1,0 +1,150 @@
+"""The recipes for new members work: their files are taken from the page, put into a tree or a package, and used."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+from docs_blocks import ROOT, blocks, file_block
+
+HOW_TO = ROOT / "docs" / "how-to"
+
+# page, file, family, class, folder of the tree, test file
+RECIPES = [
+    ("add-a-method", "mantissa.py", "method", "Mantissa", "compress/quantize", "test_mantissa.py"),
+    ("add-a-backend", "onnx_reference.py", "backend", "OnnxReference", "runtime/backends", "test_onnx_reference.py"),
+    ("add-a-format", "onnxz.py", "format", "OnnxZ", "graph/formats", "test_onnxz.py"),
+    ("add-a-dataset", "csv_pixels.py", "loader", "CsvPixels", "data/loaders", "test_csv_pixels.py"),
+    ("add-a-target", "old_pc.py", "target", "OldPc", "hardware/targets", "test_old_pc.py"),
+]  # fmt: skip
+
+# Puts a folder onto the path that the registry walks (as if the file lay in the tree), lists the family, runs the test.
+_IN_TREE = """
+import importlib, pathlib, sys
+folder, tree, family, test = sys.argv[1:]
+importlib.import_module("dlas." + folder).__path__.append(tree)
+from dlas.cli.main import run_command
+assert run_command(["list", family, "--json"]) == 0
+sys.stdout = pathlib.Path("tests.log").open("w")
+import pytest
+sys.exit(pytest.main(["-q", "-p", "no:cacheprovider", "--rootdir", ".", test]))
+"""
+
+
+def python(code: str, *arguments: str, path: Path | None = None, cwd: Path) -> str:
+    """Run Python in a process of its own; its standard output."""
+    env = {**os.environ, "PYTHONPATH": str(path or ""), "PYTHONDONTWRITEBYTECODE": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments],
+        capture_output=True,
+        text=True,
+        env=env,
+        cwd=cwd,
+        timeout=300,
+    )
+    log = cwd / "tests.log"
+    assert done.returncode == 0, (log.read_text() if log.exists() else done.stdout)[-3000:] + done.stderr[
+        -3000:
+    ]
+    return done.stdout
+
+
+@pytest.mark.parametrize(
+    ("page", "module", "family", "kind", "folder", "test"), RECIPES, ids=[r[0] for r in RECIPES]
+)
+def test_a_file_in_the_tree_is_listed_and_passes_its_test(
+    page: str, module: str, family: str, kind: str, folder: str, test: str, tmp_path: Path
+) -> None:
+    tree = tmp_path / "tree"
+    tree.mkdir()
+    (tree / module).write_text(file_block(HOW_TO / f"{page}.md", module))
+    (tmp_path / test).write_text(file_block(HOW_TO / f"{page}.md", test))
+    listed = json.loads(python(_IN_TREE, folder.replace("/", "."), str(tree), family, test, cwd=tmp_path))
+    name = module.removesuffix(".py").replace("_", "-")
+    assert [bool(c["summary"]) for c in listed if c["name"] == name] == [True]
+    told = (tmp_path / "tests.log").read_text()
+    assert " passed" in told
+    assert "skipped" not in told
+
+
+@pytest.mark.parametrize(
+    ("page", "module", "family", "kind", "folder", "test"), RECIPES, ids=[r[0] for r in RECIPES]
+)
+def test_a_recipe_touches_at_most_three_files(
+    page: str, module: str, family: str, kind: str, folder: str, test: str
+) -> None:
+    text = (HOW_TO / f"{page}.md").read_text()
+    table = text.partition("| --- | --- |")[2].partition("\n\n")[0].strip().splitlines()
+    assert 1 <= len(table) <= 3
+    assert f"`src/dlas/{folder}/{module}`" in text
+    assert any(line.endswith(f"{test}` |") or f"/{test}`" in line for line in table)
+    assert any("pytest" in b.text for b in blocks(HOW_TO / f"{page}.md") if b.language == "console")
+
+
+@pytest.fixture
+def package(tmp_path: Path) -> Path:
+    """A folder that looks like site-packages with a third party's distribution in it."""
+    place = tmp_path / "site"
+    code = place / "my_dlas_methods"
+    code.mkdir(parents=True)
+    (code / "__init__.py").write_text("")
+    points: dict[str, list[str]] = {}
+    for page, module, family, kind, *_ in RECIPES:
+        (code / module).write_text(file_block(HOW_TO / f"{page}.md", module))
+        stem = module.removesuffix(".py")
+        points.setdefault(family, []).append(f"{stem.replace('_', '-')} = my_dlas_methods.{stem}:{kind}")
+    points["method"].append("broken = my_dlas_methods.no_such_module:Nothing")
+    information = place / "my_dlas_methods-1.0.dist-info"
+    information.mkdir()
+    (information / "METADATA").write_text("Metadata-Version: 2.1\nName: my-dlas-methods\nVersion: 1.0\n")
+    text = "".join(f"[dlas.{family}]\n" + "\n".join(lines) + "\n\n" for family, lines in points.items())
+    (information / "entry_points.txt").write_text(text)
+    return place
+
+
+CLI = "from dlas.cli.main import main\nmain()"
+
+
+def test_plugins_of_another_distribution_are_listed(package: Path, tmp_path: Path) -> None:
+    listed = json.loads(python(CLI, "list", "--json", path=package, cwd=tmp_path))
+    found = {(c["family"], c["name"]) for c in listed}
+    assert {
+        (family, module.removesuffix(".py").replace("_", "-")) for _, module, family, *_ in RECIPES
+    } <= found
+    assert ("method", "broken") not in found
+
+
+def test_a_method_of_another_distribution_runs(package: Path, tmp_path: Path) -> None:
+    done = python(
+        CLI, "compress", "digits-cnn", "mantissa", "--bits", "4", "--json", path=package, cwd=tmp_path
+    )
+    assert json.loads(done)["history"][-1]["options"] == {"bits": 4}
+    assert (tmp_path / "digits-cnn-mantissa.onnx").exists()
+
+
+def test_a_backend_of_another_distribution_runs_in_a_worker(package: Path, tmp_path: Path) -> None:
+    arguments = [
+        "compare",
+        "digits-cnn",
+        "--data",
+        "digits",
+        "--paths",
+        "onnx-reference",
+        "--rows",
+        "20",
+        "--json",
+    ]
+    rows = json.loads(python(CLI, *arguments, path=package, cwd=tmp_path))["paths"]
+    assert [r["verdict"] for r in rows if r["path"] == "onnx-reference"] == ["equal"]
+
+
+def test_the_package_file_on_the_page_names_the_method() -> None:
+    written = tomllib.loads(file_block(HOW_TO / "add-a-method.md", "pyproject.toml"))
+    assert written["project"]["entry-points"]["dlas.method"] == {
+        "mantissa": "my_dlas_methods.mantissa:Mantissa"
+    }
