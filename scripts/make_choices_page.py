@@ -44,13 +44,17 @@ def page() -> str:
     parts = [HEAD]
     for layer, title, registry in FAMILIES:
         parts.append(f"## {title}\n\nLayer [{layer}](layers/{layer}.md).\n")
-        for name in registry.names():
-            parts.append(_member(name, registry.get(name)))
+        parts += [_member(registry.family, name, registry.get(name)) for name in registry.names()]
     return "\n".join(parts)
 
 
-def _member(name: str, member: Any) -> str:
-    lines = [f"### `{name}`", "", f"{member.summary}. {_needs(member)}".rstrip(), ""]
+def _member(family: str, name: str, member: Any) -> str:
+    lines = [
+        f"### {family} `{name}`",
+        "",
+        f"{member.summary[0].upper()}{member.summary[1:]}. {_needs(member)}".rstrip(),
+        "",
+    ]
     options = describe_options(member.Options)
     if options:
         lines += ["| option | default | accepted | what |", "| --- | --- | --- | --- |"]
