@@ -79,7 +79,7 @@ def fine_tune(
     data: Dataset,
     *,
     epochs: int,
-    lr: float = 0.01,
+    lr: float = 0.03,
     batch_size: int = 128,
     seed: int = 0,
     momentum: float = 0.9,
