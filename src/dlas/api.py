@@ -265,7 +265,9 @@ def dataset(data: Any, split: str = "") -> Dataset | None:
     """A data set by path or name; None and Datasets pass through."""
     from dlas.data.find import load_dataset
 
-    return load_dataset(data, split=split) if isinstance(data, str | Path) and str(data) else data or None
+    if isinstance(data, str | Path):
+        return load_dataset(data, split=split) if str(data) else None
+    return data
 
 
 def _load_file(path: Path, architecture: str) -> Model:

@@ -179,8 +179,9 @@ def _plain(value: Any) -> Any:
         return str(value)
     if isinstance(value, Mapping):
         return dict(value)
-    if hasattr(value, "tolist"):
-        return value.tolist()
+    to_list = getattr(value, "tolist", None)
+    if callable(to_list):
+        return to_list()
     return str(value)
 
 

@@ -54,10 +54,9 @@ def doctor(
 def try_backends() -> list[dict[str, Any]]:
     """Run the network dlas ships on every installed back end, in workers, and compare with the reference."""
     from dlas.api import compare
-    from dlas.models.pretrained import pretrained_path
     from dlas.runtime.backend import backends
 
-    model = pretrained_path("digits-cnn")
+    model = "digits-cnn"
     ready = {name: member.missing() for name, member in backends.members()}
     report = compare(
         model, model, data="digits", split="test", paths=[n for n, m in ready.items() if not m], rows=20

@@ -87,18 +87,24 @@ def spec_for(subject: str, given: dict[str, Any], settings: list[str]) -> StudyS
     """The study a command line asks for: a stack file, a model with defaults, or the embedded default."""
     from dlas.explore.spec import embedded_spec, model_spec, read_spec
 
-    overrides: dict[str, str] = {}
-    for text in settings:
-        key, sign, value = text.partition("=")
-        if not sign:
-            raise OptionError("--set", text, "TABLE.KEY=VALUE, such as data.path=rows.parquet")
-        overrides[key.strip()] = value
+    overrides = parse_settings(settings)
     tables = _tables(given)
     if not subject:
         return embedded_spec(overrides, tables)
     if subject.endswith(".toml"):
         return read_spec(Path(subject), overrides, tables)
     return model_spec(subject, overrides, tables)
+
+
+def parse_settings(settings: list[str]) -> dict[str, str]:
+    """``--set TABLE.KEY=VALUE`` options as dotted key to value text."""
+    overrides: dict[str, str] = {}
+    for text in settings:
+        key, sign, value = text.partition("=")
+        if not sign:
+            raise OptionError("--set", text, "TABLE.KEY=VALUE, such as data.path=rows.parquet")
+        overrides[key.strip()] = value
+    return overrides
 
 
 def _tables(given: dict[str, Any]) -> dict[str, dict[str, Any]]:

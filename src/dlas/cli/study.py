@@ -38,10 +38,10 @@ def run(
     json: Json = False,
 ) -> None:
     """Run the stacks of a file; goes on where an earlier run was stopped."""
-    from dlas.cli.run import run_spec, show_result
+    from dlas.cli.run import parse_settings, run_spec, show_result
     from dlas.explore.spec import read_spec
 
-    overrides = dict(text.partition("=")[::2] for text in settings or [])
+    overrides = parse_settings(settings or [])
     show_result(run_spec(read_spec(file, overrides), out, fresh=fresh), out, json=json)
 
 

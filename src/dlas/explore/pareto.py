@@ -32,9 +32,9 @@ def non_dominated(values: np.ndarray) -> np.ndarray:
     front = np.empty((0, values.shape[1]))
     for start in range(0, count, _CHUNK):
         chunk = ordered[start : start + _CHUNK]
-        alive = ~(front[None] <= chunk[:, None]).all(axis=2).any(axis=1)
-        inside = (chunk[None] <= chunk[:, None]).all(axis=2)  # [i, j]: j is nowhere larger than i
-        alive &= ~np.tril(inside, -1).any(axis=1)
+        alive = ~np.any(np.all(front[None] <= chunk[:, None], axis=2), axis=1)
+        inside = np.all(chunk[None] <= chunk[:, None], axis=2)  # [i, j]: j is nowhere larger than i
+        alive &= ~np.any(np.tril(inside, -1), axis=1)
         mask[order[start : start + _CHUNK][alive]] = True
         front = np.concatenate([front, chunk[alive]])
     return mask

@@ -58,7 +58,7 @@ def _onnx(path: str, architecture: str, threads: int) -> tuple[_Runner, int]:
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     (name,) = _single([i.name for i in session.get_inputs()])
     first = session.get_inputs()[0].shape[0]
-    return lambda x: session.run(None, {name: x})[0], first if isinstance(first, int) else 0
+    return lambda x: np.asarray(session.run(None, {name: x})[0]), first if isinstance(first, int) else 0
 
 
 def _tflite(path: str, architecture: str, threads: int) -> tuple[_Runner, int]:
