@@ -104,7 +104,7 @@ def finish(name: str, points: list[Point], model: str = "resnet20", **fields: ob
 def large(rows: int = 10_000) -> StudyResult:
     """As many rows as asked for, all over the plane, every one with layer times."""
     rng = np.random.default_rng(3)
-    grid = itertools.product((f"magnitude:sparsity={n / 1000}" for n in range(1, 100_000)), BACKENDS, (1, 2))
+    grid = itertools.product((f"magnitude:sparsity={n / 10_000}" for n in range(1, 10_000)), BACKENDS, (1, 2))
     points = [_point(rng, "none", "onnxruntime", 1)]
     for compress, backend, threads in itertools.islice(grid, rows - 1):
         top1 = float(rng.uniform(0.1, 0.81))
@@ -212,6 +212,6 @@ def _changes(variant: str) -> list[dict[str, str]]:
         "float16": "16x16x3x3 float16, 2304 params",
         "magnitude": "16x16x3x3 float32, 2304 params, 80.0% zeros",
         "channel": "12x12x3x3 float32, 1296 params",
-    }[variant.partition(":")[0]]
+    }.get(variant.partition(":")[0], "16x16x3x3 bfloat16, 2304 params")
     before = "16x16x3x3 float32, 2304 params"
     return [{"layer": name, "op": op, "before": before, "after": after} for name, op in LAYERS]

@@ -75,7 +75,7 @@ def _effect() -> dict[str, Any]:
     """What a choice of one axis does to latency: one row per choice, every pair a tick, the median a dot."""
     import altair as alt
 
-    x = alt.X("ratio:Q", title=None, scale=alt.Scale(type="log", nice=False, padding=16), axis=alt.Axis(format="~g"))
+    x = alt.X("ratio:Q", title=None, scale=alt.Scale(type="log", nice=False, padding=16), axis=alt.Axis(format=".4~g"))
     row = alt.Y("value:N", sort=None, axis=None, scale=alt.Scale(paddingInner=0, paddingOuter=0))
     stats = alt.Chart(alt.NamedData("stats"))
     tone = alt.Color("tone:N", legend=None, scale=alt.Scale(
@@ -85,14 +85,22 @@ def _effect() -> dict[str, Any]:
         stats.mark_rule(strokeWidth=1.2, yOffset=6).encode(x=alt.X("low:Q").scale(type="log"), x2="high:Q", y=row, color=tone),
         alt.Chart(alt.NamedData("pairs")).mark_tick(thickness=1, height=9, yOffset=6, opacity=0.7).encode(x=x, y=row, color=tone),
         stats.mark_point(filled=True, size=72, opacity=1, yOffset=6, stroke="var(--panel)", strokeWidth=1).encode(x=x, y=row, color=tone),
-        stats.mark_text(align="left", baseline="middle", dy=-8, fontSize=11.5, x=0).encode(
-            y=row, text="text:N", color=alt.value("var(--ink)")
-        ),
-        stats.mark_text(align="right", baseline="middle", dy=-8, fontSize=11.5, fontWeight="bold", x="width").encode(
-            y=row, text="words:N", color=alt.value("var(--ink)")
-        ),
+        *_haloed(stats, row, "text:N", align="left", x=0),
+        *_haloed(stats, row, "words:N", align="right", x="width", fontWeight="bold"),
     ]  # fmt: skip
-    return _finished(alt.layer(*layers).properties(width="container", height=alt.Step(36)))
+    return _finished(alt.layer(*layers).properties(width="container", height=36))
+
+
+def _haloed(chart: Any, row: Any, field: str, **look: Any) -> list[Any]:
+    """Text above a row of marks, over a broader copy of itself in the colour of the ground, so that no line crosses it."""
+    import altair as alt
+
+    text = chart.mark_text(baseline="middle", dy=-8, fontSize=11.5, **look)
+    halo = chart.mark_text(baseline="middle", dy=-8, fontSize=11.5, stroke="var(--panel)", strokeWidth=4, **look)
+    return [
+        layer.encode(y=row, text=field, color=alt.value(colour))
+        for layer, colour in ((halo, "var(--panel)"), (text, "var(--ink)"))
+    ]
 
 
 def _finished(chart: Any) -> dict[str, Any]:
@@ -114,6 +122,7 @@ def _finished(chart: Any) -> dict[str, Any]:
             "tickColor": "var(--line-strong)",
             "labelOverlap": "greedy",
             "labelFlush": False,
+            "labelSeparation": 6,
         },
     }
     spec = chart.to_dict(validate=True)

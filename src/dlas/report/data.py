@@ -14,6 +14,8 @@ from dlas.report.labels import AXES, SOURCES, label_of
 
 LAYER_TIMES = 250_000
 """Layer times a page carries at most; beyond that only the best points keep theirs."""
+CHANGED_LAYERS = 60_000
+"""Rows of what changed per layer that a page carries at most; variants of the Pareto set come first."""
 TAIL_CHARACTERS = 1_000_000
 """Characters of error output a page carries at most."""
 _ORDER = ("compress", "kernels", "backend", "threads", "target")
@@ -38,8 +40,8 @@ def page_data(result: StudyResult) -> dict[str, Any]:
         "objectives": [{"figure": o.figure, "minimise": o.minimise} for o in result.objectives],
         "layers": _layers(points, front, texts),
         "changes": {
-            str(variant): [[texts.code(row.get(k, "")) for k in ("layer", "op", "before", "after")] for row in rows]
-            for variant, rows in result.changes.items()
+            variant: [[texts.code(row.get(k, "")) for k in ("layer", "op", "before", "after")] for row in rows]
+            for variant, rows in changes_of(result)[0].items()
         },
         "command": base_command(result.command),
     }  # fmt: skip
@@ -109,6 +111,20 @@ def figure_names(points: Sequence[Point]) -> list[str]:
 
     found = dict.fromkeys(name for p in points for name in p.record.figures)
     return [n for n in FIGURES if n in found] + [n for n in found if n not in FIGURES]
+
+
+def changes_of(result: StudyResult) -> tuple[dict[str, list[dict[str, Any]]], int]:
+    """What changed, per compression variant that changed anything, and how many variants did not fit the budget."""
+    front = set(result.pareto)
+    best = {p.choices.get("compress") for p in result.points if p.key in front}
+    having = [variant for variant, rows in result.changes.items() if rows]
+    kept: set[str] = set()
+    budget = CHANGED_LAYERS
+    for variant in sorted(having, key=lambda v: v not in best):
+        budget -= len(result.changes[variant])
+        if budget >= 0:
+            kept.add(variant)
+    return {v: list(result.changes[v]) for v in having if v in kept}, len(having) - len(kept)
 
 
 def base_command(command: str) -> list[str]:

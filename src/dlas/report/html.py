@@ -44,6 +44,7 @@ def render(result: StudyResult) -> str:
     library = charts.library()
     script = '"use strict";\n' + "\n".join(_file(name) for name in _SCRIPTS)
     groups, groups_left_out = summary.reasons(result)
+    changes, changes_left_out = data.changes_of(result)
     return environment.get_template("page.html.j2").render(
         result=result,
         style=_file("style.css"),
@@ -54,6 +55,7 @@ def render(result: StudyResult) -> str:
         answers=summary.answers(result),
         tally=summary.tally(result),
         noisy=summary.noisy(result),
+        volume=summary.volume_words(result),
         groups=groups,
         groups_left_out=groups_left_out,
         facts=summary.flat(
@@ -61,7 +63,8 @@ def render(result: StudyResult) -> str:
         ),
         notes=[str(note) for note in result.facts.get("notes") or ()],
         environment=summary.flat(result.environment),
-        variants={str(k): len(v) for k, v in result.changes.items() if v},
+        variants={variant: len(rows) for variant, rows in changes.items()},
+        variants_left_out=changes_left_out,
         has_layers=any(p.record.facts.get("layers") for p in result.points),
         sources={str(s): SOURCES[s] for s in Source},
         verdicts=VERDICTS,

@@ -26,13 +26,13 @@ class Label:
 
 
 FIGURES = {
-    "top1": Label("Top-1", "share of the judged rows whose label is right", low_is_good=False),
-    "agreement": Label("Same label", "share of the judged rows with the original network's label", low_is_good=False),
     "latency_ms": Label("Latency", "time of one inference: median, with the 95 % interval of the median", low_is_good=True),
     "speedup": Label("Speed-up", "time of the baseline over time of this point, timed in turn", low_is_good=False),
+    "top1": Label("Top-1", "share of the judged rows whose label is right", low_is_good=False),
     "peak_memory_bytes": Label("Peak memory", "largest memory of the process that ran it", low_is_good=True),
     "model_bytes": Label("Model size", "size of the network's file", low_is_good=True),
     "model_zstd_bytes": Label("Size, zstd", "size of the network's file after zstd: what zeros and repeats are worth", low_is_good=True),
+    "agreement": Label("Same label", "share of the judged rows with the original network's label", low_is_good=False),
     "energy_mj": Label("Energy", "energy of one inference", low_is_good=True),
     "artifact_bytes": Label("Artifact", "size of what the back end made of the network", False, True),
     "macs": Label("MACs", "multiply-accumulates of one inference", False, True),
@@ -66,6 +66,8 @@ VERDICTS = {
 }
 """Meaning of every answer to ``is it still right?``, best first."""
 
+_GAP = "\u00a0"  # between a number and its unit, so that no line ends there
+
 AXES = {"compress": "Compression", "backend": "Back end", "threads": "Threads", "target": "Target"}
 
 
@@ -77,20 +79,20 @@ def label_of(name: str) -> Label:
 def value_words(value: float, unit: str) -> str:
     """A value with its unit: ``0.412 ms``, ``80.94 %``, ``1.04 MiB``, ``3.2×``."""
     if unit == "fraction":
-        return f"{100 * value:.2f} %"
+        return f"{100 * value:.2f}{_GAP}%"
     if unit == "bytes":
         for name, size in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
             if abs(value) >= size:
-                return f"{_digits(value / size)} {name}"
-        return f"{value:.0f} B"
+                return f"{_digits(value / size)}{_GAP}{name}"
+        return f"{value:.0f}{_GAP}B"
     if unit == "ratio":
         return f"{_digits(value)}×"
     if unit == "count":
         for name, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
             if abs(value) >= size:
-                return f"{_digits(value / size)} {name}"
+                return f"{_digits(value / size)}{_GAP}{name}"
         return f"{value:.0f}"
-    return f"{_digits(value)} {unit}".rstrip()
+    return f"{_digits(value)}{_GAP}{unit}".rstrip()
 
 
 def figure_words(figure: Figure) -> str:
@@ -99,10 +101,10 @@ def figure_words(figure: Figure) -> str:
     if figure.low is None or figure.high is None or not math.isfinite(figure.low + figure.high):
         return text
     ends = [value_words(end, figure.unit) for end in (figure.low, figure.high)]
-    suffix = text[len(text.rstrip("%×abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZµ ")) :]
+    suffix = text[len(text.rstrip("%×abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZµ" + _GAP)) :]
     if all(end.endswith(suffix) for end in ends):
         ends = [end.removesuffix(suffix) for end in ends]
-    return f"{text} [{ends[0]}, {ends[1]}]"
+    return f"{text} [{ends[0]},{_GAP}{ends[1]}]"
 
 
 def _digits(value: float) -> str:

@@ -96,6 +96,19 @@ def reasons(result: StudyResult, most: int = 100) -> tuple[list[Group], int]:
     return found, len(ordered) - len(found)
 
 
+def volume_words(result: StudyResult) -> str:
+    """Hypervolume of the Pareto set with its reference point in the figures' own units; empty where there is none."""
+    value, reference = result.hypervolume.get("value"), result.hypervolume.get("reference")
+    if value is None or reference is None:
+        return ""
+    units = {n: f.unit for p in result.points for n, f in p.record.figures.items()}
+    corner = [
+        f"{label_of(o.figure).short} {value_words(v if o.minimise else -v, units.get(o.figure, ''))}"
+        for o, v in zip(result.objectives, reference, strict=False)
+    ]
+    return f"Hypervolume of the Pareto set: {value:.4g}, against the corner at {', '.join(corner)}."
+
+
 def flat(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Facts as pairs of words; nested tables are written ``key value``."""
     return [(str(key).replace("_", " "), _words(key, value)) for key, value in facts.items() if value not in (None, "", [], {})]  # fmt: skip
@@ -126,7 +139,7 @@ def _smallest(result: StudyResult, base: Point, within: list[Point], question: s
         sentence += f" ({figure_words(best.record.figures['model_zstd_bytes'])} after zstd)"
     if name in base.record.figures and not best.baseline:
         share = size.value / base.record.figures[name].value if base.record.figures[name].value else math.nan
-        sentence += f", {share:.0%} of the baseline".replace("%", " %") if math.isfinite(share) else ""
+        sentence += f", {share:.0%} of the baseline".replace("%", "\u00a0%") if math.isfinite(share) else ""
     if "latency_ms" in best.record.figures:
         sentence += f"; its fastest back end takes {figure_words(best.record.figures['latency_ms'])}"
     sentence += "" if best.baseline else _loss(best, base, quality)
@@ -150,7 +163,9 @@ def _baseline(result: StudyResult, base: Point, quality: str) -> Answer:
 def _answer(
     result: StudyResult, point: Point, question: str, sentence: str, runner_up: str, quality: str
 ) -> Answer:
-    shown = ("latency_ms", "speedup", quality, "model_bytes", "peak_memory_bytes")
+    shown = ["latency_ms", "speedup", quality, "model_bytes", "peak_memory_bytes"]
+    if question.startswith("Smallest"):
+        shown = ["model_bytes", "model_zstd_bytes", quality, "latency_ms"]
     figures = tuple(
         (label_of(n).short, value_words(f.value, f.unit), SOURCES[f.source][0])
         for n in shown
@@ -190,11 +205,11 @@ def _behind(ranked: Sequence[Point], name: str, how: str) -> str:
     ratio = second.value / best.value if best.value else math.nan
     text = f"Runner-up: {ranked[1].label}, {figure_words(second)}"
     if math.isfinite(ratio):
-        text += f" ({ratio:.2f} times {how})"
+        text += f" (just {how})" if f"{ratio:.2f}" == "1.00" else f" ({ratio:.2f} times {how})"
     if None in (best.low, best.high, second.low, second.high):
         return text + "."
     if overlap(best, second):
-        return text + "; the intervals overlap, so the two cannot be told apart."
+        return text + "; the intervals overlap: not told apart here."
     return text + "; the intervals do not overlap."
 
 
@@ -218,7 +233,7 @@ def _loss(point: Point, base: Point, quality: str) -> str:
     if not quality:
         return ""
     change = 100 * (point.record.figures[quality].value - base.record.figures[quality].value)
-    value = value_words(point.record.figures[quality].value, "fraction")
+    value = value_words(point.record.figures[quality].value, point.record.figures[quality].unit)
     sign = "+" if change > 0 else "−" if round(change, 2) else "±"
     return f", with {_quality_words(quality)} {value} ({sign}{abs(change):.2f} points)"
 

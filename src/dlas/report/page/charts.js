@@ -62,6 +62,20 @@ function frontOf(rows, x, y) {
   });
 }
 
+/**
+ * Where the trade-off happens on an axis of fractions: the front and the baseline with room below. Networks that
+ * lost nearly all accuracy would else press everything of interest into one line. Null when nothing is cut off.
+ */
+function nearRange(rows, front, y) {
+  if (!front.length || y.unit !== "fraction") return null;
+  const kept = [...front, ...(rows.includes(data.baseline) ? [data.baseline] : [])].map((i) => y.v[i]);
+  const room = Math.max(0.05, 1.5 * (Math.max(...kept) - Math.min(...kept)));
+  const inside = (i) => (y.low === true ? y.v[i] <= Math.max(...kept) + room : y.v[i] >= Math.min(...kept) - room);
+  const near = rows.filter(inside);
+  const span = (list) => { const all = list.map((i) => y.v[i]); return Math.max(...all) - Math.min(...all); };
+  return near.length < rows.length && near.length > rows.length / 2 && span(rows) > 2 * span(near) ? near : null;
+}
+
 function shownRows(x, y) {
   const wrongToo = byId("wrong-too").checked;
   const rows = [];
@@ -77,10 +91,13 @@ async function drawPareto() {
   const turn = (chart.drawing += 1);
   const x = figures.get(byId("x-figure").value);
   const y = figures.get(byId("y-figure").value);
-  const rows = x && y ? shownRows(x, y) : [];
+  const all = x && y ? shownRows(x, y) : [];
+  const front = all.length ? frontOf(all.filter(isRight), x, y) : [];
+  const near = nearRange(all, front, y);
+  byId("near").parentElement.hidden = !near;
+  const rows = near && byId("near").checked ? near : all;
   byId("pareto-empty").hidden = rows.length > 0;
   byId("pareto-chart").hidden = rows.length === 0;
-  const front = rows.length ? frontOf(rows.filter(isRight), x, y) : [];
   drawFront(front, x, y);
   if (!rows.length) {
     byId("pareto-caption").textContent = "";
@@ -100,8 +117,8 @@ async function drawPareto() {
   for (const layer of spec.layer) {
     const { encoding } = layer;
     const type = (figure) => (log(figure) ? { type: "log" } : { type: "linear", zero: false });
-    if (encoding.x) Object.assign(encoding.x, { title: xTitle, scale: { ...encoding.x.scale, ...type(x) }, axis: { format: "~g", tickCount: 8 } });
-    if (encoding.y) Object.assign(encoding.y, { title: yTitle, scale: { ...encoding.y.scale, ...type(y) }, axis: { format: "~g" } });
+    if (encoding.x) Object.assign(encoding.x, { title: xTitle, scale: { ...encoding.x.scale, ...type(x) }, axis: { format: ".4~g", tickCount: 8 } });
+    if (encoding.y) Object.assign(encoding.y, { title: yTitle, scale: { ...encoding.y.scale, ...type(y) }, axis: { format: ".4~g" } });
     if (encoding.color && encoding.color.scale) encoding.color.scale = { domain: series.names, range: series.names.map((_, k) => `var(--s${k})`) };
     if (encoding.shape && encoding.shape.scale) encoding.shape.scale = { domain: shapes.names, range: shapes.names.map((_, k) => SHAPES[k]) };
   }
@@ -129,7 +146,8 @@ async function drawPareto() {
   view.addEventListener("mousemove", (event, item) => showTip(event, index(item)));
   view.addEventListener("mouseout", () => (byId("tip").hidden = true));
   const limits = drawn === rows || !bars.length ? "" : " Intervals are drawn for the line's points only.";
-  byId("pareto-caption").textContent = `${rows.length.toLocaleString("en")} points with both figures. The line joins those that no other beats in these two. Thin bars are 95 % intervals; ring: baseline.${limits} Source of every figure: in the tooltip and the table.`;
+  const away = rows.length < all.length ? ` ${counted(all.length - rows.length)} far from the best: not in the picture.` : "";
+  byId("pareto-caption").textContent = `${counted(rows.length)} with both figures.${away} The line joins those that no other beats in these two. Thin bars are 95 % intervals; ring: baseline.${limits} Source of every figure: in the tooltip and the table.`;
   const named = front.slice(0, 8).map(label).join("; ");
   byId("pareto-chart").setAttribute("aria-label", `Scatter chart of ${x.label} against ${y.label} for ${rows.length} points. Best trade-offs: ${named || "none"}. The same figures are in the table of all points.`);
 }
@@ -162,7 +180,7 @@ function showTip(event, i) {
 
 function ring(i) {
   const at = chart.view && chart.place(i);
-  if (chart.view) chart.view.change("selected", vegaEmbed.vega.changeset().remove(() => true).insert(at ? [at] : [])).run();
+  if (chart.view) chart.view.data("selected", at ? [at] : []).run();
 }
 
 /** Buttons that show and hide a colour or a shape. */
@@ -204,6 +222,9 @@ function symbol(shape, fill) {
 function setUpPareto() {
   const wanted = [0, 1].map((k) => data.objectives[k] && figures.get(data.objectives[k].figure));
   const options = data.figures.filter((f) => f.v.filter(has).length > 0);
+  byId("picked-box").hidden = !data.count;
+  byId("pareto-controls").hidden = !options.length;
+  byId("series").hidden = byId("shapes").hidden = !options.length;
   const pickFrom = (fallbacks) => fallbacks.map((name) => figures.get(name)).find(Boolean) || options[0];
   const x = wanted[0] || pickFrom(["latency_ms", "model_bytes"]);
   const y = wanted[1] || pickFrom(["top1", "agreement", "peak_memory_bytes"]);
@@ -213,6 +234,7 @@ function setUpPareto() {
     box.addEventListener("change", drawPareto);
   }
   byId("intervals").addEventListener("change", drawPareto);
+  byId("near").addEventListener("change", drawPareto);
   byId("wrong-too").addEventListener("change", drawPareto);
   if (series.names.length > 1) byId("series").append(make("span", { class: "aside" }, series.byFamily ? "Compression, by method" : "Compression"));
   if (shapes.names.length > 1) byId("shapes").append(make("span", { class: "aside" }, "Back end"));
@@ -262,5 +284,5 @@ async function drawEffects() {
   } // prettier-ignore
   byId("effect-charts").replaceChildren(...boxes.map(([outer]) => outer));
   byId("effects-empty").hidden = boxes.length > 0;
-  for (const [, box, datasets] of boxes) await draw(box, data.specs.effect, datasets);
+  for (const [, box, datasets] of boxes) await draw(box, { ...data.specs.effect, height: 36 * datasets.stats.length }, datasets);
 }

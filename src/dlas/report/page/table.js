@@ -143,7 +143,7 @@ function drawTable() {
   if (!shown.length) body.append(make("tr", {}, make("td", { colspan: visible.length + 1, class: "empty" }, data.count ? "No point fits the filter." : "No point has been tried yet.")));
   byId("table").tBodies[0].replaceChildren(body);
   const total = data.count.toLocaleString("en");
-  byId("count").textContent = table.rows.length === data.count ? `${total} points` : `${table.rows.length.toLocaleString("en")} of ${total} points`;
+  byId("count").textContent = table.rows.length === data.count ? counted(data.count) : `${table.rows.length.toLocaleString("en")} of ${total} points`;
   const pages = Math.max(1, Math.ceil(table.rows.length / table.size));
   byId("pager").hidden = table.size === Infinity || pages === 1;
   byId("page").textContent = `Page ${table.page + 1} of ${pages.toLocaleString("en")}`;

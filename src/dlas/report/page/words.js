@@ -40,14 +40,15 @@ function interval(figure, i) {
   return [figure.lo[i], figure.hi[i]];
 }
 
-/** All choices of a point in one line. */
+/** The choices of a point in one line, as in the sentences of the page; an axis without alternatives is left out. */
 function label(i) {
   return axes
-    .filter((axis) => choice(axis, i) !== "" && (axis.values.length > 1 || ["compress", "backend"].includes(axis.name)))
+    .filter((axis) => choice(axis, i) !== "" && (axis.values.length > 1 || ["compress", "backend", "threads"].includes(axis.name)))
     .map((axis) => (axis.name === "threads" ? threads(choice(axis, i)) : choice(axis, i)))
     .join(" · ");
 }
 
+const counted = (n) => `${n.toLocaleString("en")} point${n === 1 ? "" : "s"}`;
 const threads = (text) => `${text} thread${text === "1" ? "" : "s"}`;
 
 /** Three significant digits without an exponent where people do not write one. */
