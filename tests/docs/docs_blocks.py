@@ -7,6 +7,7 @@ tests), ``file: NAME`` (the block is a file, written and not run), ``not run: WH
 from __future__ import annotations
 
 import re
+import textwrap
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -76,7 +77,7 @@ def blocks(page: Path) -> list[Block]:
                 if inner.strip() == fence[1]:
                     break
                 body.append(inner)
-            found.append(Block(fence[2], "\n".join(body) + "\n", number, marks))
+            found.append(Block(fence[2], textwrap.dedent("\n".join(body)) + "\n", number, marks))
             marks = {}
         elif line.strip():
             marks = {}

@@ -16,10 +16,14 @@ from pathlib import Path
 import pytest
 from docs_blocks import ROOT, Block, Command, anchors, blocks, links, pages
 
+import dlas
 from conftest import find_data
 from dlas.cli.main import run_command
+from dlas.core.figure import Source
 from dlas.core.options import describe_options
+from dlas.core.timing import Protocol
 from dlas.explore.spec import _TABLES, DataSpec, Limits, ModelSpec, StudyOptions
+from dlas.verify.differential import DEGENERATE_SHARE, SIGNIFICANT, Verdict, excess_p
 
 PAGES = [pytest.param(page, id=str(page.relative_to(ROOT))) for page in pages()]
 KNOWN_MARKS = {"needs", "slow", "file", "not run"}
@@ -143,6 +147,40 @@ def test_stack_files_page_lists_every_key_with_its_default() -> None:
                 assert f"`{choice}`" in sections[table], f"[{table}] {name} = {choice}"
     for table in ("compress", "runtime", "hardware"):
         assert set(re.findall(r"^\| `(\w+)` \|", sections[table], flags=re.M)) == set(_TABLES[table])
+
+
+@pytest.mark.parametrize("page", [p for p in PAGES if "how-to/add-a-" not in p.id])  # type: ignore[operator]
+def test_files_that_are_named_exist(page: Path) -> None:
+    named = re.findall(r"`((?:src|tests|scripts|examples|benchmarks|docs)/[\w./-]+)`", page.read_text())
+    assert [name for name in named if not (ROOT / name).exists()] == []
+
+
+def test_python_page_names_the_whole_public_face() -> None:
+    table = (ROOT / "docs" / "python.md").read_text().partition("## All public names")[2]
+    rows = re.findall(r"^\| \w+ \| (.*) \|$", table, flags=re.M)
+    listed = [name for row in rows for name in re.findall(r"`(\w+)`", row)]
+    assert sorted(listed) == sorted(set(dlas.__all__) - {"__version__"})
+
+
+def test_fixed_texts_of_the_measuring_page_are_those_of_the_code() -> None:
+    text = (ROOT / "docs" / "measuring.md").read_text()
+    cells = (re.split(r"\s*\|\s*", line.strip("| ")) for line in text.splitlines() if line.startswith("| "))
+    rows = {first: rest for first, *rest in cells}
+    for column, protocol in enumerate((Protocol(), Protocol.quick())):
+        assert rows["warm-up, at least"][column] == f"{protocol.warmup_runs} runs and {protocol.warmup_s:g} s"
+        assert rows["rounds"][column] == str(protocol.rounds)
+        assert rows["samples, at least"][column] == f"{protocol.min_samples}, and {protocol.min_s:g} s"
+        assert rows["time per candidate, at most"][column] == f"{protocol.max_s:g} s"
+    verdicts = re.findall(r"^\| `([a-z-]+)` \| .* \| (yes|no) \|$", text, flags=re.M)
+    assert {(str(v), "yes" if v.right else "no") for v in Verdict if v is not Verdict.CRASH} == set(verdicts)
+    assert re.findall(
+        r"^\| `(\w+)` \|", text.partition("##")[2].partition("## Latency")[0], flags=re.M
+    ) == list(Source)
+    assert f"below {SIGNIFICANT}" in text
+    assert f"{DEGENERATE_SHARE:.0%}".replace("%", " %") in text
+    assert f"{excess_p(5, 80, 0, 80):.3f}, still noise; 6 give {excess_p(6, 80, 0, 80):.3f}" in text.replace(
+        "\n", " "
+    )
 
 
 def toml_text(value: object) -> str:
