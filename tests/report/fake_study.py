@@ -27,7 +27,10 @@ VARIANTS = {
     "channel:finetune_epochs=1,ratio=0.25": (0.8021, 1.71, 628_000, 577_000, 0.0),
     "channel:finetune_epochs=1,ratio=0.25 + int8": (0.7958, 0.81, 190_000, 141_000, 0.01),
 }
-LAYERS = [("conv1", "Conv"), *((f"layer{s}.{b}.conv{c}", "Conv") for s in (1, 2, 3) for b in (0, 1, 2) for c in (1, 2)), ("linear", "Gemm")]  # fmt: skip
+_BLOCKS = [
+    f"layer{stage}.{block}.conv{conv}" for stage in (1, 2, 3) for block in (0, 1, 2) for conv in (1, 2)
+]
+LAYERS = [("conv1", "Conv"), *((name, "Conv") for name in _BLOCKS), ("linear", "Gemm")]
 STACK = """name = "cifar10-resnet20"
 
 [data]
@@ -144,10 +147,16 @@ def _point(rng: np.random.Generator, compress: str, backend: str, threads: int) 
     if failed[1].startswith("98 %"):
         verdict = "degenerate"
     good = _good(rng, compress, backend, threads, VARIANTS[compress])
-    kept = good.record.figures if verdict else {k: good.record.figures[k] for k in ("top1", "agreement", "model_bytes")}
+    kept = (
+        good.record.figures
+        if verdict
+        else {k: good.record.figures[k] for k in ("top1", "agreement", "model_bytes")}
+    )
     facts = {**good.record.facts, "verdict": verdict} if verdict else {"notes": []}
     tail = _TAIL if failed[0] is Outcome.CRASH else ""
-    return Point(good.key, good.choices, Record(*failed, figures=kept, facts=facts, stderr_tail=tail), False, 2.0)
+    return Point(
+        good.key, good.choices, Record(*failed, figures=kept, facts=facts, stderr_tail=tail), False, 2.0
+    )
 
 
 def _failure(compress: str, backend: str) -> tuple[Outcome, str] | None:
@@ -164,7 +173,9 @@ def _failure(compress: str, backend: str) -> tuple[Outcome, str] | None:
     return None
 
 
-def _good(rng: np.random.Generator, compress: str, backend: str, threads: int, base: tuple[float, ...]) -> Point:
+def _good(
+    rng: np.random.Generator, compress: str, backend: str, threads: int, base: tuple[float, ...]
+) -> Point:
     top1, latency, size, packed, zeros = base
     factor = BACKENDS[backend] * (0.62 if threads == 2 else 1.0) * float(rng.uniform(0.93, 1.07))
     if backend == "tvm" and compress == "float16":
@@ -175,11 +186,11 @@ def _good(rng: np.random.Generator, compress: str, backend: str, threads: int, b
     agreement = min(1.0, top1 / 0.8094 * 0.99) if compress != "none" else 1.0
     measured, estimated = Source.MEASURED, Source.ESTIMATED
     note = "noisy" if rng.random() < 0.08 else ""
-    noisy = 6 if note else 1
+    wide = spread * (6 if note else 1)
     figures = {
         "top1": Figure(top1, "fraction", measured, top1 - 0.0088, top1 + 0.0085, 8000),
         "agreement": Figure(agreement, "fraction", measured, agreement - 0.005, min(1, agreement + 0.004), 8000),
-        "latency_ms": Figure(latency, "ms", measured, latency * (1 - noisy * spread), latency * (1 + noisy * spread), 240, note),
+        "latency_ms": Figure(latency, "ms", measured, latency * (1 - wide), latency * (1 + wide), 240, note),
         "speedup": Figure(speedup, "ratio", measured, speedup * (1 - spread), speedup * (1 + spread), 240),
         "peak_memory_bytes": Figure(38e6 * BACKENDS[backend] + size, "bytes", measured),
         "model_bytes": Figure(size, "bytes", measured),
@@ -195,7 +206,7 @@ def _good(rng: np.random.Generator, compress: str, backend: str, threads: int, b
     facts = {
         "verdict": "equal" if backend != "litert" else "score-only",
         "notes": ["arithmetic in float32"] if compress == "float16" and backend != "tvm" else [],
-        "noise_floor": {"flips": 0, "rows": 512, "max_abs": 2.1e-5, "relative_l2": 1.2e-7, "paths": "all optimisations against none"},
+        "noise_floor": {"flips": 0, "rows": 512, "max_abs": 2.1e-5, "relative_l2": 1.2e-7},
         "layers": [{"name": n, "op": o, "milliseconds": float(t)} for (n, o), t in zip(LAYERS, times, strict=True)],
     }  # fmt: skip
     choices = _choices(compress, backend, threads)

@@ -10,7 +10,16 @@ from typing import Any
 
 SERIES = 8
 """Colours told apart by everyone (Okabe and Ito 2008); the style sheet has them as ``--s0`` to ``--s7``."""
-SHAPES = ("circle", "square", "triangle-up", "diamond", "cross", "triangle-down", "triangle-right", "triangle-left")
+SHAPES = (
+    "circle",
+    "square",
+    "triangle-up",
+    "diamond",
+    "cross",
+    "triangle-down",
+    "triangle-right",
+    "triangle-left",
+)
 
 
 @functools.cache
@@ -27,7 +36,8 @@ def library() -> str:
 
     version = ".".join(alt.SCHEMA_VERSION.lstrip("v").split(".")[:2])
     known = vl_convert.get_vegalite_versions()
-    code = vl_convert.javascript_bundle(vl_version=version if version in known else known[-1])
+    shipped = version if version in known else known[-1]
+    code = vl_convert.javascript_bundle(vl_version=shipped)  # pyright: ignore[reportCallIssue]  # its stub lacks a default
     # Inside a script element these would end it or hide what follows; in code they only occur within strings.
     return code.replace("</script", "<\\/script").replace("<!--", "<\\!--")
 
@@ -75,16 +85,24 @@ def _effect() -> dict[str, Any]:
     """What a choice of one axis does to latency: one row per choice, every pair a tick, the median a dot."""
     import altair as alt
 
-    x = alt.X("ratio:Q", title=None, scale=alt.Scale(type="log", nice=False, padding=16), axis=alt.Axis(format=".4~g"))
+    x = alt.X(
+        "ratio:Q",
+        title=None,
+        scale=alt.Scale(type="log", nice=False, padding=16),
+        axis=alt.Axis(format=".4~g"),
+    )
     row = alt.Y("value:N", sort=None, axis=None, scale=alt.Scale(paddingInner=0, paddingOuter=0))
-    stats = alt.Chart(alt.NamedData("stats"))
+    low = alt.X("low:Q").scale(type="log")
+    stats, pairs = alt.Chart(alt.NamedData("stats")), alt.Chart(alt.NamedData("pairs"))
     tone = alt.Color("tone:N", legend=None, scale=alt.Scale(
         domain=["faster", "slower", "open"], range=["var(--faster)", "var(--slower)", "var(--muted)"]))  # fmt: skip
     layers = [
         alt.Chart(alt.NamedData("one")).mark_rule(strokeWidth=1).encode(x=x, color=alt.value("var(--muted)")),
-        stats.mark_rule(strokeWidth=1.2, yOffset=6).encode(x=alt.X("low:Q").scale(type="log"), x2="high:Q", y=row, color=tone),
-        alt.Chart(alt.NamedData("pairs")).mark_tick(thickness=1, height=9, yOffset=6, opacity=0.7).encode(x=x, y=row, color=tone),
-        stats.mark_point(filled=True, size=72, opacity=1, yOffset=6, stroke="var(--panel)", strokeWidth=1).encode(x=x, y=row, color=tone),
+        stats.mark_rule(strokeWidth=1.2, yOffset=6).encode(x=low, x2="high:Q", y=row, color=tone),
+        pairs.mark_tick(thickness=1, height=9, yOffset=6, opacity=0.7).encode(x=x, y=row, color=tone),
+        stats.mark_point(filled=True, size=72, opacity=1, yOffset=6, stroke="var(--panel)", strokeWidth=1).encode(
+            x=x, y=row, color=tone
+        ),
         *_haloed(stats, row, "text:N", align="left", x=0),
         *_haloed(stats, row, "words:N", align="right", x="width", fontWeight="bold"),
     ]  # fmt: skip
@@ -92,11 +110,13 @@ def _effect() -> dict[str, Any]:
 
 
 def _haloed(chart: Any, row: Any, field: str, **look: Any) -> list[Any]:
-    """Text above a row of marks, over a broader copy of itself in the colour of the ground, so that no line crosses it."""
+    """Text above a row of marks, over a broader copy in the colour of the ground, so that no line crosses it."""
     import altair as alt
 
     text = chart.mark_text(baseline="middle", dy=-8, fontSize=11.5, **look)
-    halo = chart.mark_text(baseline="middle", dy=-8, fontSize=11.5, stroke="var(--panel)", strokeWidth=4, **look)
+    halo = chart.mark_text(
+        baseline="middle", dy=-8, fontSize=11.5, stroke="var(--panel)", strokeWidth=4, **look
+    )
     return [
         layer.encode(y=row, text=field, color=alt.value(colour))
         for layer, colour in ((halo, "var(--panel)"), (text, "var(--ink)"))
@@ -104,9 +124,8 @@ def _haloed(chart: Any, row: Any, field: str, **look: Any) -> list[Any]:
 
 
 def _finished(chart: Any) -> dict[str, Any]:
-    """The specification with the look all charts share; Vega's own accessibility texts are off, the page has its own."""
+    """The specification with the look all charts share."""
     config = {
-        "aria": False,
         "background": "transparent",
         "font": "system-ui, sans-serif",
         "view": {"stroke": None},

@@ -192,7 +192,8 @@ def _tails(points: Sequence[Point], texts: Texts) -> dict[int, int]:
 
 
 def _notes(points: Sequence[Point], texts: Texts) -> dict[int, list[int]]:
-    return {i: [texts.code(note) for note in notes] for i, p in enumerate(points) if (notes := _listed(p, "notes"))}  # fmt: skip
+    found = {i: _listed(p, "notes") for i, p in enumerate(points)}
+    return {i: [texts.code(note) for note in notes] for i, notes in found.items() if notes}
 
 
 def _listed(point: Point, fact: str) -> list[Any]:
@@ -218,7 +219,7 @@ def _layers(points: Sequence[Point], front: set[str], texts: Texts) -> dict[str,
         kind = tuple((texts.code(r.get("name", "")), texts.code(r.get("op", ""))) for r in rows)
         number = sets.setdefault(kind, len(sets))
         times[i] = [number, [_milliseconds(r["milliseconds"]) for r in rows]]
-    return {"sets": [list(map(list, kind)) for kind in sets], "times": times, "left_out": len(having) - len(times)}  # fmt: skip
+    return {"sets": [list(map(list, s)) for s in sets], "times": times, "left_out": len(having) - len(times)}
 
 
 def _layer_rows(point: Point) -> list[Mapping[str, Any]]:

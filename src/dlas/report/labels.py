@@ -26,25 +26,28 @@ class Label:
 
 
 FIGURES = {
-    "latency_ms": Label("Latency", "time of one inference: median, with the 95 % interval of the median", low_is_good=True),
+    "latency_ms": Label("Latency", "time of one inference: median, with its 95 % interval", low_is_good=True),
     "speedup": Label("Speed-up", "time of the baseline over time of this point, timed in turn", low_is_good=False),
     "top1": Label("Top-1", "share of the judged rows whose label is right", low_is_good=False),
     "peak_memory_bytes": Label("Peak memory", "largest memory of the process that ran it", low_is_good=True),
     "model_bytes": Label("Model size", "size of the network's file", low_is_good=True),
-    "model_zstd_bytes": Label("Size, zstd", "size of the network's file after zstd: what zeros and repeats are worth", low_is_good=True),
+    "model_zstd_bytes": Label("Size, zstd", "size of the network's file after zstd", low_is_good=True),
     "agreement": Label("Same label", "share of the judged rows with the original network's label", low_is_good=False),
     "energy_mj": Label("Energy", "energy of one inference", low_is_good=True),
     "artifact_bytes": Label("Artifact", "size of what the back end made of the network", False, True),
     "macs": Label("MACs", "multiply-accumulates of one inference", False, True),
     "params": Label("Parameters", "stored parameters", False, True),
     "sparsity": Label("Zeros", "share of the weights that are exactly 0", False),
-    "label_diff": Label("Other label", "share of the checked rows whose label is not the reference engine's", False, True),
+    "label_diff": Label("Other label", "share of the checked rows with another label than the reference", False, True),
     "sqnr_db": Label("SQNR", "signal over the error against the reference engine", False, False),
 }  # fmt: skip
 """Figures known by name; others are shown under their own name."""
 
 SOURCES = {
-    Source.MEASURED: ("m", "read from a clock, a counter, a file or an evaluation on data, on the machine named below"),
+    Source.MEASURED: (
+        "m",
+        "read from a clock, a counter, a file or an evaluation on data, on the machine named below",
+    ),
     Source.SIMULATED: ("s", "counted by a cycle model or a simulation of the hardware"),
     Source.ESTIMATED: ("e", "worked out by a formula or an analytic tool"),
     Source.PREDICTED: ("p", "guessed by a model that learned from measurements"),

@@ -111,23 +111,33 @@ def volume_words(result: StudyResult) -> str:
 
 def flat(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Facts as pairs of words; nested tables are written ``key value``."""
-    return [(str(key).replace("_", " "), _words(key, value)) for key, value in facts.items() if value not in (None, "", [], {})]  # fmt: skip
+    return [
+        (str(key).replace("_", " "), _words(key, value))
+        for key, value in facts.items()
+        if value not in (None, "", [], {})
+    ]
 
 
-def _fastest(result: StudyResult, base: Point, within: list[Point], question: str, quality: str) -> Answer | None:  # fmt: skip
+def _fastest(
+    result: StudyResult, base: Point, within: list[Point], question: str, quality: str
+) -> Answer | None:
     ranked = _ranked(within, "latency_ms")
     if not ranked:
         return _nothing(question, result, "latency_ms")
     best = ranked[0]
     latency = best.record.figures["latency_ms"]
     if best.baseline:
-        sentence = f"takes {figure_words(latency)}: the baseline itself; nothing else that qualifies is faster."
+        sentence = (
+            f"takes {figure_words(latency)}: the baseline itself; nothing else that qualifies is faster."
+        )
     else:
         sentence = f"takes {figure_words(latency)}, {_against(best)}{_loss(best, base, quality)}."
     return _answer(result, best, question, sentence, _behind(ranked, "latency_ms", "as long"), quality)
 
 
-def _smallest(result: StudyResult, base: Point, within: list[Point], question: str, quality: str) -> Answer | None:  # fmt: skip
+def _smallest(
+    result: StudyResult, base: Point, within: list[Point], question: str, quality: str
+) -> Answer | None:
     name = "model_bytes"
     ranked = _ranked(within, name, "latency_ms")
     if not ranked:
@@ -153,7 +163,9 @@ def _baseline(result: StudyResult, base: Point, quality: str) -> Answer:
         sentence = f"did not work ({base.record.outcome}): {base.record.reason}."
     elif "latency_ms" in figures:
         sentence = f"takes {figure_words(figures['latency_ms'])}"
-        sentence += f" and reaches {_quality_words(quality)} {figure_words(figures[quality])}" if quality else ""
+        sentence += (
+            f" and reaches {_quality_words(quality)} {figure_words(figures[quality])}" if quality else ""
+        )
         sentence += f" on {figures[quality].n:,} rows." if quality and figures[quality].n else "."
     else:
         sentence = "was not timed."
@@ -215,8 +227,9 @@ def _behind(ranked: Sequence[Point], name: str, how: str) -> str:
 
 def overlap(a: Figure, b: Figure) -> bool:
     """Whether two intervals have a value in common."""
-    assert a.low is not None and a.high is not None and b.low is not None and b.high is not None
-    return a.low <= b.high and b.low <= a.high
+    ends = (a.low, a.high, b.low, b.high)
+    low, high, other_low, other_high = (math.nan if end is None else end for end in ends)
+    return low <= other_high and other_low <= high
 
 
 def _against(point: Point) -> str:
@@ -239,7 +252,9 @@ def _loss(point: Point, base: Point, quality: str) -> str:
 
 
 def _quality_words(quality: str) -> str:
-    return {"top1": "top-1 accuracy", "agreement": "agreement with the original network"}.get(quality, quality)
+    return {"top1": "top-1 accuracy", "agreement": "agreement with the original network"}.get(
+        quality, quality
+    )
 
 
 def _words(key: object, value: Any) -> str:

@@ -1,5 +1,5 @@
 // The charts: Vega-Lite draws them from the specifications of the page, with the data of the page, by name.
-const chart = { view: null, hidden: { series: new Set(), shape: new Set() }, drawing: 0 };
+const chart = { view: null, renderer: "svg", hidden: { series: new Set(), shape: new Set() }, drawing: 0 };
 const SHAPES = ["circle", "square", "triangle-up", "diamond", "cross", "triangle-down", "triangle-right", "triangle-left"];
 const COLOURS = 8;
 
@@ -37,7 +37,10 @@ async function draw(box, spec, datasets, renderer = "svg") {
   const { datasets: _, ...rest } = structuredClone(spec);
   const styled = renderer === "canvas" ? resolved(rest) : rest;
   // `ast` evaluates expressions without compiling code, which the page's security policy forbids.
-  return vegaEmbed(box, { ...styled, datasets }, { mode: "vega-lite", actions: false, renderer, ast: true, defaultStyle: false, tooltip: false, logLevel: 1 });
+  // The box itself is the picture with a description; what Vega says about single marks would only be noise.
+  const inside = make("div", { "aria-hidden": "true" });
+  box.replaceChildren(inside);
+  return vegaEmbed(inside, { ...styled, datasets }, { mode: "vega-lite", actions: false, renderer, ast: true, defaultStyle: false, tooltip: false, logLevel: 1 });
 }
 
 /** Factor from stored values to the axis of a figure, and its title. */
@@ -136,7 +139,8 @@ async function drawPareto() {
     base: rows.includes(data.baseline) ? [place(data.baseline)] : [],
     selected: rows.includes(table.picked) ? [place(table.picked)] : [],
   };
-  const { view } = await draw(byId("pareto-chart"), spec, datasets, rows.length > 1500 ? "canvas" : "svg");
+  chart.renderer = rows.length > 1500 ? "canvas" : "svg";
+  const { view } = await draw(byId("pareto-chart"), spec, datasets, chart.renderer);
   if (turn !== chart.drawing) return view.finalize(); // a later drawing has begun
   if (chart.view) chart.view.finalize();
   chart.view = view;

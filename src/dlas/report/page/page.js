@@ -39,7 +39,7 @@ function setUpPage() {
     if (!event.target.closest("#columns")) byId("columns").open = false;
   });
   // A drawing on canvas holds the colours it was drawn with.
-  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", drawPareto);
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => chart.renderer === "canvas" && drawPareto());
 }
 
 setUpTable();

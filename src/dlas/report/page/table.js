@@ -15,7 +15,6 @@ const columns = [
   })),
   { name: "right", head: "Right?", sort: (i) => verdict(i), cell: judged },
   ...data.figures.flatMap((figure) => figureColumns(figure)),
-  { name: "reason", head: "Reason", sort: (i) => reason(i) || "\uffff", cell: (i) => [reason(i)], class: "reason", shown: data.reasons.some((r) => r !== 0) },
 ].map((column) => ({ shown: true, class: "", title: "", ...column }));
 
 function figureColumns(figure) {
@@ -58,6 +57,7 @@ function marks(i) {
 function judged(i) {
   const found = [chip(verdict(i), reason(i))];
   if (isNoisy(i)) found.push(" ", chip("noisy", "the machine was disturbed while this was measured"));
+  if (reason(i)) found.push(make("div", { class: "why" }, reason(i)));
   return found;
 }
 
@@ -99,16 +99,20 @@ function applyFilter() {
   drawTable();
 }
 
+const collator = new Intl.Collator("en", { numeric: true });
+
 function sortRows() {
   const column = columns.find((c) => c.name === table.key) || columns[0];
   const sign = table.down ? -1 : 1;
-  const keys = new Map(table.rows.map((i) => [i, column.sort(i)]));
+  const keys = [];
+  for (const i of table.rows) keys[i] = column.sort(i);
+  // Texts are ranked once each: comparing them for every pair of rows is what would take long.
+  const texts = [...new Set(table.rows.map((i) => keys[i]))].filter((key) => typeof key === "string").sort(collator.compare);
+  const rank = new Map(texts.map((text, place) => [text, place]));
+  for (const i of table.rows) if (rank.has(keys[i])) keys[i] = rank.get(keys[i]);
   table.rows.sort((a, b) => {
-    const x = keys.get(a);
-    const y = keys.get(b);
-    if (!has(x) || !has(y)) return has(x) ? -1 : has(y) ? 1 : a - b; // what is not known comes last either way
-    const order = typeof x === "string" ? x.localeCompare(y, "en", { numeric: true }) : x - y;
-    return sign * order || a - b;
+    if (!has(keys[a]) || !has(keys[b])) return has(keys[a]) ? -1 : has(keys[b]) ? 1 : a - b; // what is not known comes last either way
+    return sign * (keys[a] - keys[b]) || a - b;
   });
 }
 
