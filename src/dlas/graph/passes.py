@@ -80,13 +80,19 @@ def remove_unused(graph: ir.Model) -> None:
     common.RemoveUnusedOpsetsPass()(graph)
 
 
-def simplify(graph: ir.Model) -> None:
-    """All passes in order: shapes, constants, identities, batch norms, what is left over, shapes again."""
+def tidy(graph: ir.Model) -> None:
+    """Shapes, constants, identities, what is left over, shapes again; batch norms stay, so that it can be trained."""
     infer_shapes(graph)
     fold_constants(graph)
     remove_identities(graph)
-    fold_batch_norm(graph)
     remove_unused(graph)
+    infer_shapes(graph)
+
+
+def simplify(graph: ir.Model) -> None:
+    """As :func:`tidy`, and batch norms are folded: what a network goes through before it is deployed."""
+    tidy(graph)
+    fold_batch_norm(graph)
     infer_shapes(graph)
 
 

@@ -64,7 +64,6 @@ def from_module(
         module.eval()
     examples = _examples(example, fixed_batch)
     graph, dynamic = _export(module, examples, fixed_batch)
-    _rename(graph)
     model = Model.from_proto(
         ir.to_proto(graph),
         name,
@@ -72,7 +71,7 @@ def from_module(
         source={"framework": f"torch {torch.__version__}", **(source or {})},
         torch_module=module,
     )
-    model = replace(model, ir=_simplified(model))
+    model = replace(model, ir=_tidied(model))
     error = _largest_difference(module, model, examples)
     notes = (f"largest difference from torch on random input: {error:.2g}",)
     if not dynamic and not fixed_batch:
@@ -140,6 +139,7 @@ def _export(
                     opset_version=OPSET,
                     dynamic_shapes=dynamic_shapes,
                     verbose=False,
+                    optimize=False,  # it would fold the batch norms; what may be folded is decided below
                     **names,
                 )
         except Exception as error:  # whatever the exporter trips over, the reader wants its first line
@@ -203,11 +203,13 @@ def _fresh(name: str, taken: set[str]) -> str:
     return unique
 
 
-def _simplified(model: Model) -> ir.Model:
-    from dlas.graph.passes import simplify
+def _tidied(model: Model) -> ir.Model:
+    # Batch norms are kept: fine-tuning needs them, and criteria on weights mean something else once they are folded.
+    from dlas.graph.passes import tidy
 
     graph = model.editable()
-    simplify(graph)
+    tidy(graph)
+    _rename(graph)  # last: nodes that go would take the good names
     return graph
 
 

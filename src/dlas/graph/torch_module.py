@@ -49,7 +49,8 @@ def to_torch(model: Model) -> nn.Module:
 
     ``forward`` takes the inputs by position, in the Model's order, and returns one tensor or a tuple. Parameters and
     buffers carry the names of the graph's initializers (``module.weights`` maps each to its tensor). Batch
-    normalisation uses its stored statistics in both modes. Quantised tensors pass gradients straight through.
+    normalisation uses its stored statistics, in training mode those of the batch, which it adds to the stored ones.
+    Quantised tensors pass gradients straight through.
 
     Raises:
         UnsupportedError: Operators that are not covered; all of them are named.
@@ -246,6 +247,13 @@ def _define() -> type[nn.Module]:
                 [0, *slots.values(), *(s for s, _ in inputs), *(s for st in stages for s in st.writes)]
             )
             self.eval()
+
+        def train(self, mode: bool = True) -> nn.Module:
+            """Training mode, in which batch norms use and update statistics of the batch; see nn.Module.train."""
+            for call, *_ in self._stages:
+                if hasattr(call, "training"):
+                    setattr(call, "training", mode)  # noqa: B010 - a call is known by what it can do
+            return super().train(mode)
 
         def weights(self) -> dict[str, torch.Tensor]:
             """Every stored tensor under its name in the graph."""

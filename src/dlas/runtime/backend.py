@@ -10,7 +10,7 @@ from __future__ import annotations
 import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -115,6 +115,7 @@ class Backend(Configurable):
         """Build into a temporary folder and load; for interactive use (no worker, no cache)."""
         if isinstance(target, str):
             target = target_for(target)
+        model = deployable(model)
         reason = self.supports(model, target)
         if reason:
             raise UnsupportedError(f"{self.name} cannot run {model.name}: {reason}")
@@ -123,6 +124,15 @@ class Backend(Configurable):
         executable = self.load(Path(holder.name), target, threads=threads)
         executable._holder = holder  # type: ignore[attr-defined]  # the artifact lives as long as what runs it
         return executable
+
+
+def deployable(model: Model) -> Model:
+    """The network in the form every back end is given: constants and batch norms folded, the same answers."""
+    from dlas.graph.passes import simplify
+
+    graph = model.editable()
+    simplify(graph)
+    return replace(model, ir=graph)
 
 
 def backend_for(choice: str | Choice) -> Backend:

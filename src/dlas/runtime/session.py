@@ -22,7 +22,7 @@ from dlas.core.worker import child_memory, reset_peak
 from dlas.graph.format import load_model
 from dlas.hardware.target import Target, target_for
 from dlas.runtime.artifact import Signature
-from dlas.runtime.backend import Executable, backend_for
+from dlas.runtime.backend import Executable, backend_for, deployable
 
 
 @dataclass
@@ -59,6 +59,7 @@ def build(backend: str, model_path: str, target: str, folder: str, batch: int = 
     path = Path(model_path)
     # A network full of NaN is a result like another: its answers tell.
     model = load_model(path, **({"allow_nan": True} if path.suffix == ".onnx" else {}))
+    model = deployable(model)
     reason = engine.supports(model, device)
     if reason:
         raise UnsupportedError(f"{engine.name} cannot run {model.name} on {target}: {reason}")

@@ -42,7 +42,7 @@ class Options:
     rows: int = option(512, "training rows that compensate uses", low=1)
     finetune_epochs: int = option(0, "epochs of training afterwards", low=0)
     finetune_rows: int = option(0, "training rows per epoch; 0 uses all", low=0)
-    lr: float = option(0.01, "learning rate of the fine-tuning", low=0.0)
+    lr: float = option(0.05, "learning rate of the fine-tuning", low=0.0)
     batch_size: int = option(128, "batch size of the fine-tuning", low=1)
     seed: int = option(0, "seed of the fine-tuning", low=0)
 
@@ -66,7 +66,7 @@ class Channel(Method):
 
     def plan(self, model: Model, data: Dataset | None = None) -> Plan:
         """Channels that leave, group by group, with the cost before and after; needs no rows."""
-        graph = _prepare(model)
+        graph = _prepare(model, folded=self.options.compensate)
         found = channels.groups(graph)
         chosen = self._choose(model, graph, found)
         changes = tuple(_change(group, len(ids)) for group, ids in chosen if len(ids))
@@ -93,7 +93,7 @@ class Channel(Method):
                 f"{self.spelled()} needs training rows and none were given",
                 "pass a data set (`--data D`), or leave out compensate and finetune_epochs",
             )
-        graph = _prepare(model)
+        graph = _prepare(model, folded=self.options.compensate)
         found = channels.groups(graph)
         chosen = self._choose(model, graph, found)
         ids = _ids(chosen)
@@ -204,11 +204,12 @@ class Channel(Method):
         return tuple(notes)
 
 
-def _prepare(model: Model) -> ir.Model:
-    from dlas.graph.passes import simplify
+def _prepare(model: Model, *, folded: bool) -> ir.Model:
+    """An editable copy; re-fitting works on layers that hold their batch norm, everything else keeps it apart."""
+    from dlas.graph.passes import simplify, tidy
 
     graph = model.editable()
-    simplify(graph)
+    (simplify if folded else tidy)(graph)
     return graph
 
 

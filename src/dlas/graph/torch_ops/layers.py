@@ -149,8 +149,20 @@ def _einsum(node: Node) -> Call:
 def _batch_norm(node: Node) -> Call:
     if node.attr("training_mode", 0) or sum(bool(o.name) for o in node.ir.outputs) > 1:
         raise node.refuse("training mode is not supported")
-    epsilon = node.attr("epsilon", 1e-5)
-    return lambda x, scale, bias, mean, var: F.batch_norm(x, mean, var, scale, bias, False, 0.0, epsilon)
+    return _BatchNorm(node.attr("epsilon", 1e-5))
+
+
+class _BatchNorm:
+    """Normalises by the stored statistics, or in training by those of the batch, which it adds to the stored ones."""
+
+    momentum = 0.1  # share of the batch in the new statistics, as in torch.nn.BatchNorm2d
+
+    def __init__(self, epsilon: float) -> None:
+        self.epsilon = epsilon
+        self.training = False
+
+    def __call__(self, x: Tensor, scale: Tensor, bias: Tensor, mean: Tensor, var: Tensor) -> Tensor:
+        return F.batch_norm(x, mean, var, scale, bias, self.training, self.momentum, self.epsilon)
 
 
 @op("InstanceNormalization")
