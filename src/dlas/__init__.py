@@ -13,6 +13,8 @@ Names are resolved on first use, so ``import dlas`` stays light.
 from __future__ import annotations
 
 import importlib
+import sys
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
@@ -63,3 +65,22 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
+
+
+class _Layer(ModuleType):
+    """A layer's package whose name is also a verb: ``dlas.compress(...)`` works before and after it is imported."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return getattr(importlib.import_module("dlas.api"), self.__name__.rpartition(".")[2])(*args, **kwargs)
+
+
+class _Face(ModuleType):
+    """This package: the import system puts a layer's package under its name, where a verb of that name would go."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in _PUBLIC["dlas.api"] and isinstance(value, ModuleType):
+            value.__class__ = _Layer
+        super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Face

@@ -203,11 +203,39 @@ def _fresh(name: str, taken: set[str]) -> str:
     return unique
 
 
+# What the exporter itself would do if it could be told to leave batch norms alone: above all, a Reshape to a shape
+# computed from the batch becomes a Reshape to a constant.
+_RULES = (
+    "materialize_reshape_shape",
+    "squeeze_reshape_1d",
+    "reshape_reshape",
+    "unsqueeze_unsqueeze",
+    "transpose_transpose",
+    "no_op_transpose",
+    "no_op_expand",
+    "no_op_cast",
+    "cast_cast",
+    "collapse_slice",
+    "collapse_slice2",
+    "mul_by_1",
+    "div_by_1",
+    "add_0",
+    "sub_0",
+    "successive_relu",
+    "successive_clip",
+)
+
+
 def _tidied(model: Model) -> ir.Model:
     # Batch norms are kept: fine-tuning needs them, and criteria on weights mean something else once they are folded.
+    from onnxscript import rewriter
+    from onnxscript.rewriter.rules import common
+
     from dlas.graph.passes import tidy
 
     graph = model.editable()
+    tidy(graph)
+    rewriter.RewritePass([getattr(common, f"{name}_rule") for name in _RULES])(graph)
     tidy(graph)
     _rename(graph)  # last: nodes that go would take the good names
     return graph
