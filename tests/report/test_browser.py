@@ -89,7 +89,7 @@ def test_it_opens_offline_without_complaints(opened: Any, factory: str) -> None:
     assert len(page.screenshot(full_page=True)) > 10_000
 
 
-def test_the_chart_draws_every_point_near_the_best(opened: Any) -> None:
+def test_the_chart_draws_every_point_near_the_baseline(opened: Any) -> None:
     page = opened().page
     symbols = page.locator("#pareto-chart .mark-symbol.role-mark path")
     caption = page.locator("#pareto-caption").inner_text()

@@ -44,6 +44,12 @@ def render(result: StudyResult) -> str:
     library = charts.library()
     script = '"use strict";\n' + "\n".join(_file(name) for name in _SCRIPTS)
     groups, groups_left_out = summary.reasons(result)
+    found = summary.answers(result)
+    content = {
+        **data.page_data(result),
+        "best": found[0].index if found else -1,
+        "specs": charts.specifications(),
+    }
     changes, changes_left_out = data.changes_of(result)
     return environment.get_template("page.html.j2").render(
         result=result,
@@ -51,8 +57,8 @@ def render(result: StudyResult) -> str:
         library=library,
         script=script,
         hashes=[_hash(library), _hash(script)],
-        data=data.embed_json({**data.page_data(result), "specs": charts.specifications()}),
-        answers=summary.answers(result),
+        data=data.embed_json(content),
+        answers=found,
         tally=summary.tally(result),
         noisy=summary.noisy(result),
         volume=summary.volume_words(result),

@@ -46,7 +46,7 @@ FIGURES = {
 SOURCES = {
     Source.MEASURED: (
         "m",
-        "read from a clock, a counter, a file or an evaluation on data, on the machine named below",
+        "read from a clock, a counter, a file or an evaluation on data, on the machine named in this report",
     ),
     Source.SIMULATED: ("s", "counted by a cycle model or a simulation of the hardware"),
     Source.ESTIMATED: ("e", "worked out by a formula or an analytic tool"),

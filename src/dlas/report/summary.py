@@ -217,7 +217,8 @@ def _behind(ranked: Sequence[Point], name: str, how: str) -> str:
     ratio = second.value / best.value if best.value else math.nan
     text = f"Runner-up: {ranked[1].label}, {figure_words(second)}"
     if math.isfinite(ratio):
-        text += f" (just {how})" if f"{ratio:.2f}" == "1.00" else f" ({ratio:.2f} times {how})"
+        digits = 2 if ratio >= 1.005 else 4
+        text += f" ({ratio:.{digits}f} times {how})" if ratio > 1 else f" (just {how})"
     if None in (best.low, best.high, second.low, second.high):
         return text + "."
     if overlap(best, second):

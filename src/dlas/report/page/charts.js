@@ -66,17 +66,35 @@ function frontOf(rows, x, y) {
 }
 
 /**
- * Where the trade-off happens on an axis of fractions: the front and the baseline with room below. Networks that
- * lost nearly all accuracy would else press everything of interest into one line. Null when nothing is cut off.
+ * Rows whose accuracy is still of use: down to 5 points below the baseline, or below those of the front that lie within
+ * 10 points of it. Networks that lost nearly all accuracy would press everything of interest into one line.
+ * Null when that cuts nothing off, or nearly everything.
  */
-function nearRange(rows, front, y) {
-  if (!front.length || y.unit !== "fraction") return null;
-  const kept = [...front, ...(rows.includes(data.baseline) ? [data.baseline] : [])].map((i) => y.v[i]);
-  const room = Math.max(0.05, 1.5 * (Math.max(...kept) - Math.min(...kept)));
-  const inside = (i) => (y.low === true ? y.v[i] <= Math.max(...kept) + room : y.v[i] >= Math.min(...kept) - room);
-  const near = rows.filter(inside);
-  const span = (list) => { const all = list.map((i) => y.v[i]); return Math.max(...all) - Math.min(...all); };
-  return near.length < rows.length && near.length > rows.length / 2 && span(rows) > 2 * span(near) ? near : null;
+function nearRows(rows, front, y) {
+  if (!front.length || y.unit !== "fraction" || y.low !== false) return null;
+  const best = Math.max(...front.map((i) => y.v[i]));
+  const anchor = rows.includes(data.baseline) ? y.v[data.baseline] : best;
+  const kept = [anchor, ...front.map((i) => y.v[i]).filter((v) => v >= anchor - 0.1)];
+  const near = rows.filter((i) => y.v[i] >= Math.min(...kept) - 0.05);
+  return near.length < rows.length && near.length >= 3 ? near : null;
+}
+
+/** Numbers of the front's points; where two would stand on each other the later one carries both. */
+function ranks(front, x, y, logarithmic, rows) {
+  const place = (figure, log) => {
+    const of = (i) => (log ? Math.log(figure.v[i]) : figure.v[i]);
+    let [low, high] = [Infinity, -Infinity];
+    for (const i of rows) [low, high] = [Math.min(low, of(i)), Math.max(high, of(i))];
+    return (i) => (of(i) - low) / (high - low || 1);
+  };
+  const [across, up] = [place(x, logarithmic(x)), place(y, logarithmic(y))];
+  const width = byId("pareto-chart").clientWidth || 800;
+  const texts = front.map((_, k) => String(k + 1));
+  for (let k = 1; k < front.length; k += 1) {
+    const close = Math.abs(across(front[k]) - across(front[k - 1])) * width < 18 && Math.abs(up(front[k]) - up(front[k - 1])) * 400 < 14;
+    if (close) [texts[k], texts[k - 1]] = [`${texts[k - 1]}, ${texts[k]}`, ""];
+  }
+  return texts;
 }
 
 function shownRows(x, y) {
@@ -96,12 +114,13 @@ async function drawPareto() {
   const y = figures.get(byId("y-figure").value);
   const all = x && y ? shownRows(x, y) : [];
   const front = all.length ? frontOf(all.filter(isRight), x, y) : [];
-  const near = nearRange(all, front, y);
+  const near = nearRows(all, front, y);
   byId("near").parentElement.hidden = !near;
   const rows = near && byId("near").checked ? near : all;
   byId("pareto-empty").hidden = rows.length > 0;
   byId("pareto-chart").hidden = rows.length === 0;
-  drawFront(front, x, y);
+  const visible = new Set(rows);
+  drawFront(front, visible, x, y);
   if (!rows.length) {
     byId("pareto-caption").textContent = "";
     return;
@@ -110,7 +129,7 @@ async function drawPareto() {
   const [ys, yTitle] = scaleOf(y, rows);
   const spec = structuredClone(data.specs.pareto);
   const log = (figure) => !["fraction", "dB"].includes(figure.unit) && rows.every((i) => figure.v[i] > 0);
-  const drawn = rows.length > 400 ? front : rows;
+  const drawn = rows.length > 400 ? front.filter((i) => visible.has(i)) : rows;
   const onAxis = (figure, i, scale, end) => {
     const ends = byId("intervals").checked && interval(figure, i);
     if (!ends) return figure.v[i] * scale;
@@ -131,36 +150,38 @@ async function drawPareto() {
     { x: x.v[i] * xs, xh: x.v[i] * xs, y: onAxis(y, i, ys, 0), yh: onAxis(y, i, ys, 1) },
   ]) : []; // prettier-ignore
   const onFront = new Set(front);
+  const numbers = ranks(front, x, y, log, rows);
+  const line = front.map((i, k) => ({ ...place(i), i, order: k, rank: front.length <= 15 ? numbers[k] : "" })).filter((d) => visible.has(d.i));
   const big = rows.length > 1500 ? 22 : rows.length > 300 ? 48 : 90;
   const datasets = {
     points: rows.map((i) => ({ ...place(i), series: series.of(i), shape: shapes.of(i), size: onFront.has(i) ? Math.max(70, big * 1.3) : big })),
     bars,
-    front: front.map((i, k) => ({ ...place(i), order: k, rank: front.length <= 15 ? String(k + 1) : "" })),
-    base: rows.includes(data.baseline) ? [place(data.baseline)] : [],
-    selected: rows.includes(table.picked) ? [place(table.picked)] : [],
+    front: line,
+    base: visible.has(data.baseline) ? [place(data.baseline)] : [],
+    selected: visible.has(table.picked) ? [place(table.picked)] : [],
   };
   chart.renderer = rows.length > 1500 ? "canvas" : "svg";
   const { view } = await draw(byId("pareto-chart"), spec, datasets, chart.renderer);
   if (turn !== chart.drawing) return view.finalize(); // a later drawing has begun
   if (chart.view) chart.view.finalize();
   chart.view = view;
-  chart.place = (i) => (rows.includes(i) ? place(i) : null);
+  chart.place = (i) => (visible.has(i) ? place(i) : null);
   const index = (item) => (item && item.datum && has(item.datum.i) ? item.datum.i : -1);
   view.addEventListener("click", (_, item) => index(item) >= 0 && pick(index(item)));
   view.addEventListener("mousemove", (event, item) => showTip(event, index(item)));
   view.addEventListener("mouseout", () => (byId("tip").hidden = true));
   const limits = drawn === rows || !bars.length ? "" : " Intervals are drawn for the line's points only.";
-  const away = rows.length < all.length ? ` ${counted(all.length - rows.length)} far from the best: not in the picture.` : "";
+  const away = rows.length < all.length ? ` ${counted(all.length - rows.length)} far below the baseline: not in the picture.` : "";
   byId("pareto-caption").textContent = `${counted(rows.length)} with both figures.${away} The line joins those that no other beats in these two. Thin bars are 95 % intervals; ring: baseline.${limits} Source of every figure: in the tooltip and the table.`;
   const named = front.slice(0, 8).map(label).join("; ");
   byId("pareto-chart").setAttribute("aria-label", `Scatter chart of ${x.label} against ${y.label} for ${rows.length} points. Best trade-offs: ${named || "none"}. The same figures are in the table of all points.`);
 }
 
-function drawFront(front, x, y) {
+function drawFront(front, visible, x, y) {
   byId("front-box").hidden = !front.length;
   const items = front.slice(0, 15).map((i) => {
     const name = make("button", { type: "button", class: "link", onclick: () => pick(i) }, label(i));
-    return make("li", {}, name, make("span", { class: "aside" }, `${words(x.v[i], x.unit)}, ${words(y.v[i], y.unit)}${i === data.baseline ? " (baseline)" : ""}`));
+    return make("li", {}, name, make("span", { class: "aside" }, `${words(x.v[i], x.unit)}, ${words(y.v[i], y.unit)}${i === data.baseline ? ", baseline" : ""}${visible.has(i) ? "" : ", not in the picture"}`));
   });
   if (front.length > 15) items.push(make("li", { class: "more" }, `and ${front.length - 15} more`));
   byId("front").replaceChildren(...items);

@@ -45,8 +45,12 @@ function setUpLayers() {
   if (!byId("layers-left")) return;
   const latency = figures.get("latency_ms");
   const known = Object.keys(data.layers.times).map(Number);
-  known.sort((a, b) => Number(inFront.has(b)) - Number(inFront.has(a)) || (value(latency, a) ?? Infinity) - (value(latency, b) ?? Infinity));
-  const right = known.find((i) => i !== data.baseline) ?? known[0];
+  known.sort((a, b) => (value(latency, a) ?? Infinity) - (value(latency, b) ?? Infinity));
+  // What a reader most likely wants beside the baseline: the recommended point, or the fastest that is nearly as good.
+  const quality = figures.get("top1") || figures.get("agreement");
+  const floor = (value(quality, data.baseline) ?? -Infinity) - 0.01;
+  const useful = known.filter((i) => i !== data.baseline && isRight(i) && (value(quality, i) ?? Infinity) >= floor);
+  const right = known.includes(data.best) ? data.best : useful[0] ?? known.find((i) => i !== data.baseline) ?? known[0];
   const left = known.includes(data.baseline) ? data.baseline : known[1] ?? known[0];
   const listed = [...new Set([left, right, ...known])].slice(0, 300);
   for (const [id, chosen] of [["layers-left", left], ["layers-right", right]]) {
