@@ -8,7 +8,7 @@ BIN    := $(VENV)/bin
 RUN_EXTRAS  := tflite,openvino
 TEST_EXTRAS := dev
 
-.PHONY: run test test-all lint bench docs report clean system-run system-test help
+.PHONY: run test test-all lint bench clean system-run system-test help
 
 help:
 	@sed -n '1,4p' Makefile

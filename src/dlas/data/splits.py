@@ -14,12 +14,13 @@ STANDARD: Mapping[str, float] = {"train": 0.8, "test": 0.2}
 """What ``split = "train"`` and ``"test"`` mean for a data set that comes in one piece."""
 
 
-def split(dataset: Dataset, fractions: Mapping[str, float] = STANDARD) -> dict[str, Dataset]:
+def split(dataset: Dataset, fractions: Mapping[str, float] = STANDARD, salt: str = "") -> dict[str, Dataset]:
     """Parts by name; equal samples always land in the same part, wherever they stand.
 
     Args:
         dataset: What to split.
         fractions: Part name to share of the samples; the shares add up to at most 1, the rest is left out.
+        salt: Hashed with each sample; a part can be divided again only under another salt.
 
     Raises:
         OptionError: A share is not positive, or they add up to more than 1.
@@ -27,7 +28,7 @@ def split(dataset: Dataset, fractions: Mapping[str, float] = STANDARD) -> dict[s
     """
     if not fractions or min(fractions.values()) <= 0 or sum(fractions.values()) > 1 + 1e-9:
         raise OptionError("fractions", dict(fractions), "positive shares that add up to at most 1")
-    position = _positions(dataset)
+    position = _positions(dataset, salt.encode())
     parts, start = {}, 0.0
     for name, share in fractions.items():
         end = start + share
@@ -61,9 +62,9 @@ def sample(dataset: Dataset, n: int, seed: int = 0, balanced: bool = True) -> Da
     return dataset.take(order[:n])
 
 
-def _positions(dataset: Dataset) -> np.ndarray:
+def _positions(dataset: Dataset, salt: bytes) -> np.ndarray:
     """A number in [0, 1) per sample, ``(N,) float64``, from the hash of its bytes."""
-    digests = (hashlib.sha256(bytes_of(dataset, row)).digest() for row in range(len(dataset)))
+    digests = (hashlib.sha256(salt + bytes_of(dataset, row)).digest() for row in range(len(dataset)))
     return np.array([int.from_bytes(d[:6], "big") / 2**48 for d in digests])
 
 

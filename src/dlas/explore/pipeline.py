@@ -120,15 +120,14 @@ class Workbench:
         if not data.path:
             return {}
         path = data.calibration or data.path
-        return {
-            **self._source(path, data.calibration_split, "calibration"),
-            "rows": data.calibration_rows,
-        }
+        split = data.calibration_split or ("" if data.calibration else data.split)
+        return {**self._source(path, split, "calibration"), "rows": data.calibration_rows}
 
     def _source(self, path: str, split: str, part: str) -> dict[str, Any]:
         data = self.spec.data
         place = Path(path) if path in ("", *loaders.names()) else resolve(path, "data set", self.spec.folder)
-        shared = not data.calibration and data.split == data.calibration_split
+        # Without rows of its own, calibration gets a part of those there are, and judging the rest.
+        shared = not data.calibration and data.calibration_split in ("", data.split)
         return {
             "path": path and str(place),
             "sha256": file_hash(place) if path else "",

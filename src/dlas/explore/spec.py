@@ -144,9 +144,15 @@ def read_spec(
         read = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise DlasError(f"{path}: not valid TOML: {error}", "correct that line") from error
+    for key, value in (overrides or {}).items():
+        set_key(read, key, value)
+        text += f"\n# --set {key}={value}"
     try:
-        return _finished(read, text, path.stem, path.resolve().parent, overrides, tables)
+        return _finished(read, text, path.stem, path.resolve().parent, tables)
     except UnknownKeyError as error:
+        wanted = f"{error.table}.{error.key}"
+        if any(key == wanted or key.startswith(f"{error.key}.") for key in overrides or {}):
+            raise DlasError(f"--set {wanted}: {error}") from error
         raise DlasError(f"{path}:{_line_of(text, error)}: {error}") from error
     except DlasError as error:
         raise DlasError(f"{path}: {error.message}", error.hint) from error
@@ -169,8 +175,10 @@ def model_spec(
 
     ready = [name for name, member in backends.members() if not member.missing()]
     ready.sort(key=lambda name: (name != "onnxruntime", name))
-    read = {"model": {"path": model}, "runtime": {"backend": ready}}
-    return _finished(read, "", Path(model).stem, Path(), overrides, tables)
+    read: dict[str, Any] = {"model": {"path": model}, "runtime": {"backend": ready}}
+    for key, value in (overrides or {}).items():
+        set_key(read, key, value)
+    return _finished(read, "", Path(model).stem, Path(), tables)
 
 
 def _finished(
@@ -178,15 +186,11 @@ def _finished(
     text: str,
     name: str,
     folder: Path,
-    overrides: Mapping[str, str] | None,
     tables: Mapping[str, Mapping[str, Any]] | None,
 ) -> StudySpec:
     for table, values in (tables or {}).items():
         if values:
             read[table] = {**_table(read, table), **values}
-    for key, value in (overrides or {}).items():
-        set_key(read, key, value)
-        text += f"\n# --set {key}={value}"
     return replace(spec_of(read, name), folder=folder, text=text)
 
 

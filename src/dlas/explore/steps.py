@@ -149,7 +149,8 @@ def open_rows(data: Mapping[str, Any]) -> Dataset:
     found = load_dataset(data["path"], split=data.get("split", ""))
     if data.get("part"):
         share = data["holdout"]
-        found = split(found, {"calibration": share, "judge": 1 - share})[data["part"]]
+        parts = {"calibration": share, "judge": 1 - share}
+        found = split(found, parts, salt="calibration")[data["part"]]
     count = int(data.get("rows", 0))
     if 0 < count < len(found):
         found = sample(found, count, seed=0, balanced=found.labels is not None)

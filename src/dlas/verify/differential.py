@@ -127,7 +127,7 @@ def excess_p(count: int, rows: int, floor_count: int, floor_rows: int) -> float:
     """Chance that a path with no more label flips than the floor shows at least this many.
 
     The exact conditional test of two rates (Przyborowski & Wilenski 1940): given all flips of both, those of the
-    path are binomial with its share of the rows. It sees five flips of 80 rows against none, where two intervals
+    path are binomial with its share of the rows. It sees six flips of 80 rows against none, where two intervals
     still overlap.
     """
     total, share = count + floor_count, rows / (rows + floor_rows)
