@@ -201,7 +201,7 @@ def _row(point: Point, result: StudyResult) -> tuple[object, ...]:
         facts.get("verdict", str(point.record.outcome)),
         figure_text(figures.get("top1")),
         figure_text(figures.get("agreement")),
-        figure_text(figures.get("latency_ms")) + (" noisy" if _noisy(point) else ""),
+        figure_text(figures.get("latency_ms"), 4) + (" noisy" if _noisy(point) else ""),
         f"{speedup.value:.2f}x" if speedup else "",
         figure_text(figures.get("peak_memory_bytes")),
         figure_text(figures.get("model_bytes")),

@@ -188,8 +188,9 @@ class Workbench:
 
     def scores(self, product: Product, *, level: str = "all", count: int = 0) -> np.ndarray:
         """Answers of the reference engine on the judged rows."""
+        what = f"check rows, optimisation {level}" if count else "judge on the data"
         made = self.make(
-            f"judge {product.facts['name']} on the data",
+            what,
             "reference_scores",
             [product.facts["hash"], self.rows.key, level, count],
             str(product),

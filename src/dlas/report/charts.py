@@ -6,7 +6,11 @@ Colours are custom properties of the style sheet (``var(--ink)``), so that chart
 from __future__ import annotations
 
 import functools
+from pathlib import Path
 from typing import Any
+
+from dlas.core.cache import Cache, key_of
+from dlas.core.lazy import distribution_version
 
 SERIES = 8
 """Colours told apart by everyone (Okabe and Ito 2008); the style sheet has them as ``--s0`` to ``--s7``."""
@@ -37,7 +41,14 @@ def library() -> str:
     version = ".".join(alt.SCHEMA_VERSION.lstrip("v").split(".")[:2])
     known = vl_convert.get_vegalite_versions()
     shipped = version if version in known else known[-1]
-    code = vl_convert.javascript_bundle(vl_version=shipped)  # pyright: ignore[reportCallIssue]  # its stub lacks a default
+
+    def bundle(folder: Path) -> None:
+        code = vl_convert.javascript_bundle(vl_version=shipped)  # pyright: ignore[reportCallIssue]  # stub lacks a default
+        (folder / "vega.js").write_text(code, encoding="utf-8")
+
+    # Bundling takes seconds and gives the same for the same versions.
+    key = key_of("vega bundle", shipped, distribution_version("vl-convert-python"))
+    code = (Cache().folder(key, bundle) / "vega.js").read_text(encoding="utf-8")
     # Inside a script element these would end it or hide what follows; in code they only occur within strings.
     return code.replace("</script", "<\\/script").replace("<!--", "<\\!--")
 
