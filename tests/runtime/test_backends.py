@@ -76,8 +76,9 @@ def test_onnxruntime_levels_fuse_more_and_more(level):
     with backend_for(f"onnxruntime:level={level}").compile(models.residual()) as loaded:
         rows = loaded.profile({"image": models.images()}, repeats=1)
     kinds = [r.op for r in rows]
-    assert ("BatchNormalization" in kinds) is (level == "disable")
-    assert ("FusedConv" in kinds or "Conv" in kinds) is True
+    assert "BatchNormalization" not in kinds  # folded before any back end sees the network
+    alone = {"disable": 3, "basic": 3, "extended": 1, "layout": 0, "all": 0}  # activations that no layer took in
+    assert kinds.count("Relu") == alone[level]
 
 
 def test_onnxruntime_fuses_residual_blocks_of_int8_networks():

@@ -29,6 +29,8 @@ from dlas.core.errors import DlasError
 # typer carries its own copy of click, so its errors are found through the one it exports.
 _UsageError: Any = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
 
+_INTERRUPTED = 130
+
 app = typer.Typer(
     name="dlas",
     help="Compress, convert, check, compile and measure a network for a small device.",
@@ -67,12 +69,14 @@ def run_command(arguments: list[str]) -> int:
     """Run one command line and return its exit code."""
     try:
         result = app(arguments, standalone_mode=False)
+        if result == _INTERRUPTED:  # typer's word for Ctrl-C
+            raise KeyboardInterrupt
         return result if isinstance(result, int) else 0
     except DlasError as error:
         _debug()
         return _fail(str(error), error.exit_code)
     except (KeyboardInterrupt, typer.Abort):
-        return _fail("interrupted; the same command goes on where it was", 130)
+        return _fail("interrupted; the same command goes on where it was", _INTERRUPTED)
     except _UsageError as error:
         return _fail(error.format_message().rstrip(".") + "; see --help", 2)
     except typer.Exit as stop:

@@ -138,7 +138,17 @@ def run_spec(spec: StudySpec, out: Path, *, fresh: bool) -> StudyResult:
 
     command = shlex.join(["dlas", *sys.argv[1:]])
     with Bar() as bar:
-        return Study(spec, out, progress=bar, command=command).run(fresh=fresh)
+        study = Study(spec, out, progress=bar, command=command)
+        try:
+            return study.run(fresh=fresh)
+        except KeyboardInterrupt:
+            partial = study.stored()
+            if partial is not None and partial.points:
+                from dlas.report.html import write_report
+
+                write_report(partial, out / "report.html")
+                say(f"report of the {len(partial.points)} finished points: {out / 'report.html'}")
+            raise
 
 
 def show_result(result: StudyResult, out: Path, *, json: bool) -> None:

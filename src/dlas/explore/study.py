@@ -92,6 +92,13 @@ class Study:
             if self._executor is None:
                 executor.close()
 
+    def stored(self) -> StudyResult | None:
+        """What is stored of this study so far, or None."""
+        if self._storage is None and not (self.out / "study.db").exists():
+            return None
+        with self._opened(write=False) as storage:
+            return load_result(storage, self.spec.name) if self.spec.name in storage.studies() else None
+
     @contextmanager
     def _opened(self, *, write: bool) -> Iterator[Storage]:
         if self._storage is not None:
