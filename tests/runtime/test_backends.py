@@ -77,7 +77,13 @@ def test_onnxruntime_levels_fuse_more_and_more(level):
         rows = loaded.profile({"image": models.images()}, repeats=1)
     kinds = [r.op for r in rows]
     assert "BatchNormalization" not in kinds  # folded before any back end sees the network
-    alone = {"disable": 3, "basic": 3, "extended": 1, "layout": 0, "all": 0}  # activations that no layer took in
+    alone = {
+        "disable": 3,
+        "basic": 3,
+        "extended": 1,
+        "layout": 0,
+        "all": 0,
+    }  # activations that no layer took in
     assert kinds.count("Relu") == alone[level]
 
 
