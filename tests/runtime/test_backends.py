@@ -264,3 +264,10 @@ def _disassembly(path: Path) -> bytes:
         ["objdump", "-d", "--no-show-raw-insn", str(path)], capture_output=True, check=True
     )
     return found.stdout
+
+
+def test_a_back_end_that_chooses_its_instructions_is_not_measured_under_another_name():
+    model = models.residual()
+    with pytest.raises(UnsupportedError, match="cannot be held to x86-64-v2"):
+        backend_for("onnxruntime").compile(model, "host:isa=x86-64-v2")
+    assert backend_for("tvm").refusal(model, target_for("host:isa=x86-64-v2")) == ""

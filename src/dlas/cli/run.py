@@ -173,10 +173,12 @@ def show_table(result: StudyResult) -> None:
     )
     for note in facts.get("notes", []):
         say(f"note: {note}")
+    several = len({p.choices.get("target") for p in result.points}) > 1
     columns = (
         "",
         "compress",
         "back end",
+        *(["target"] if several else []),
         "threads",
         "right?",
         "top-1",
@@ -187,7 +189,7 @@ def show_table(result: StudyResult) -> None:
         "model",
         "reason",
     )
-    write_table(columns, [_row(p, result) for p in result.points])
+    write_table(columns, [_row(p, result, several) for p in result.points])
     front = [p for p in result.points if p.key in result.pareto]
     names = " and ".join(str(o) for o in result.objectives)
     write_table(
@@ -200,13 +202,14 @@ def show_table(result: StudyResult) -> None:
     )
 
 
-def _row(point: Point, result: StudyResult) -> tuple[object, ...]:
+def _row(point: Point, result: StudyResult, several: bool) -> tuple[object, ...]:
     figures, facts = point.record.figures, point.record.facts
     speedup = figures.get("speedup")
     return (
         "*" if point.key in result.pareto else ("=" if point.baseline else ""),
         point.choices["compress"],
         point.choices["backend"],
+        *([point.choices.get("target", "")] if several else []),
         point.choices["threads"],
         facts.get("verdict", str(point.record.outcome)),
         figure_text(figures.get("top1")),

@@ -97,6 +97,16 @@ class Backend(Configurable):
         """Why this network cannot run here, or an empty string."""
         return ""
 
+    def refusal(self, model: Model, target: Target) -> str:
+        """Why this network cannot be built for this target, or an empty string: the target, the back end, the network.
+
+        A back end that picks its instructions itself would be measured with those of this machine, whatever the
+        target says; that is refused.
+        """
+        if not self.isa_aware and target.isa != "native":
+            return f"it chooses its instructions itself and cannot be held to {target.isa}"
+        return target.unusable() or self.supports(model, target)
+
     @abstractmethod
     def build(self, model: Model, target: Target, folder: Path, *, batch: int = 1) -> None:
         """Write the artifact into the existing, empty ``folder``.
@@ -116,7 +126,7 @@ class Backend(Configurable):
         if isinstance(target, str):
             target = target_for(target)
         model = deployable(model)
-        reason = self.supports(model, target)
+        reason = self.refusal(model, target)
         if reason:
             raise UnsupportedError(f"{self.name} cannot run {model.name}: {reason}")
         holder = tempfile.TemporaryDirectory(prefix="dlas-")
@@ -144,6 +154,12 @@ def backend_for(choice: str | Choice) -> Backend:
     if missing:
         raise UnsupportedError(f"back end {choice.name} {missing}")
     return member(**choice.as_dict())
+
+
+def installed_backends() -> list[str]:
+    """Back ends whose libraries are here, onnxruntime first."""
+    ready = [name for name, member in backends.members() if not member.missing()]
+    return sorted(ready, key=lambda name: (name != "onnxruntime", name))
 
 
 def facts(member: type[Backend]) -> dict[str, Any]:

@@ -60,7 +60,7 @@ def build(backend: str, model_path: str, target: str, folder: str, batch: int = 
     # A network full of NaN is a result like another: its answers tell.
     model = load_model(path, **({"allow_nan": True} if path.suffix == ".onnx" else {}))
     model = deployable(model)
-    reason = engine.supports(model, device)
+    reason = engine.refusal(model, device)
     if reason:
         raise UnsupportedError(f"{engine.name} cannot run {model.name} on {target}: {reason}")
     begun = time.perf_counter()
