@@ -49,13 +49,14 @@ def load(
     """
     from dataclasses import replace
 
+    from dlas.graph.format import read_model
     from dlas.graph.model import Model
     from dlas.graph.preprocessing import Preprocessing
 
     if isinstance(source, Model):
         model = source
     elif isinstance(source, str | Path):
-        model = _load_file(model_path(source), architecture)
+        model = read_model(model_path(source), architecture)
     else:
         from dlas.graph.formats.torch import from_module
 
@@ -215,6 +216,7 @@ def bench(
     tell: Callable[[str], None] = lambda text: None,
 ) -> list[BenchRow]:
     """Time a network on several back ends (all installed ones by default), interleaved."""
+    from dlas.runtime.backend import installed_backends
     from dlas.runtime.bench import bench as run
 
     return run(
@@ -253,14 +255,6 @@ def report(result: StudyResult, path: str | Path) -> Path:
     return Path(path)
 
 
-def installed_backends() -> list[str]:
-    """Back ends whose libraries are here, onnxruntime first."""
-    from dlas.runtime.backend import backends
-
-    ready = [name for name, member in backends.members() if not member.missing()]
-    return sorted(ready, key=lambda name: (name != "onnxruntime", name))
-
-
 def dataset(data: Any, split: str = "") -> Dataset | None:
     """A data set by path or name; None and Datasets pass through."""
     from dlas.data.find import load_dataset
@@ -268,10 +262,3 @@ def dataset(data: Any, split: str = "") -> Dataset | None:
     if isinstance(data, str | Path):
         return load_dataset(data, split=split) if str(data) else None
     return data
-
-
-def _load_file(path: Path, architecture: str) -> Model:
-    from dlas.graph.format import format_for, load_model
-
-    wanted = architecture and format_for(path).name == "torch"
-    return load_model(path, **({"architecture": architecture} if wanted else {}))

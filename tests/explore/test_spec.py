@@ -90,6 +90,9 @@ def test_an_unknown_key_is_named_with_file_line_and_nearest_key(
         GOOD.replace('path = "rows.parquet"', "path = 3\nrows = 'many'"),
         GOOD.replace('"int8", {', '"int8 + ", {'),
         GOOD.replace("[compress]", "compress = 3\n[compress]"),
+        GOOD.replace("[study]", "[study]\nobjectives = [1]"),
+        GOOD.replace("[study]", '[study]\nobjectives = ["most:top1"]'),
+        GOOD.replace("[study]", '[study]\nobjectives = ["min:"]'),
     ],
 )
 def test_a_value_that_does_not_fit_is_refused(tmp_path: Path, text: str) -> None:

@@ -28,8 +28,9 @@ def bench(
     """Latency of a model on every back end, interleaved, batch 1."""
     from dlas import api
     from dlas.core.timing import Protocol
+    from dlas.runtime.backend import installed_backends
 
-    chosen = api.installed_backends() if backends == "all" else split_choices(backends)
+    chosen = installed_backends() if backends == "all" else split_choices(backends)
     rows = api.bench(
         api.load(model, architecture=architecture),
         chosen,

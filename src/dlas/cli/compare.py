@@ -41,12 +41,13 @@ def compare(
 ) -> int:
     """Compare the answers of networks and back ends on the same rows, against the noise floor."""
     from dlas import api
+    from dlas.runtime.backend import installed_backends
 
     if fail_on not in FAIL_ON:
         raise OptionError("--fail-on", fail_on, "one of " + ", ".join(FAIL_ON))
-    chosen = api.installed_backends() if paths == "all" else split_choices(paths)
+    chosen = installed_backends() if paths == "all" else split_choices(paths)
     if not targets and not chosen:
-        chosen = api.installed_backends()
+        chosen = installed_backends()
     found = api.compare(
         source,
         *(targets or [source]),

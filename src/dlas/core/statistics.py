@@ -7,6 +7,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from dlas.core.figure import Figure, Source
+
 _Z95 = 1.959963984540054
 
 
@@ -27,6 +29,11 @@ def wilson(successes: int, n: int) -> tuple[float, float]:
     low = 0.0 if successes == 0 else (centre - half) / scale
     high = 1.0 if successes == n else (centre + half) / scale
     return low, high
+
+
+def proportion(successes: int, n: int, note: str = "") -> Figure:
+    """A measured fraction with its :func:`wilson` interval; ``n`` must be at least 1."""
+    return Figure(successes / n, "fraction", Source.MEASURED, *wilson(successes, n), n, note)
 
 
 def bootstrap_medians(

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from dlas.core.errors import DataError, OptionError
-from dlas.core.figure import Figure, Source
-from dlas.core.statistics import wilson
+from dlas.core.figure import Figure
+from dlas.core.statistics import proportion
 
 
 def top1(scores: np.ndarray, labels: np.ndarray, label_offset: int = 0) -> Figure:
@@ -31,8 +31,7 @@ def topk(scores: np.ndarray, labels: np.ndarray, k: int, label_offset: int = 0) 
         DataError: Counts or label range do not fit the scores.
     """
     right, note = hits(scores, labels, k, label_offset)
-    low, high = wilson(int(right.sum()), len(right))
-    return Figure(float(right.mean()), "fraction", Source.MEASURED, low, high, len(right), note)
+    return proportion(int(right.sum()), len(right), note)
 
 
 def hits(scores: np.ndarray, labels: np.ndarray, k: int = 1, label_offset: int = 0) -> tuple[np.ndarray, str]:

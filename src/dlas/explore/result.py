@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from dlas.core.errors import OptionError
 from dlas.core.figure import Record
 
 LAYERS = ("data", "model", "compress", "kernels", "runtime", "hardware")
@@ -21,13 +22,17 @@ class Objective:
 
     @classmethod
     def parse(cls, text: str) -> Objective:
-        """Read ``min:latency_ms``, ``max:top1`` or a bare figure name (smaller is better, ``top1`` excepted)."""
-        sign, colon, name = text.partition(":")
+        """Read ``min:latency_ms``, ``max:top1`` or a bare figure name (smaller is better, ``top1`` excepted).
+
+        Raises:
+            OptionError: It is of another form, or no text.
+        """
+        sign, colon, name = str(text).partition(":")
+        if not isinstance(text, str) or not (name if colon else sign):
+            raise OptionError("objective", text, "min:FIGURE or max:FIGURE")
         if not colon:
             return cls(sign, sign not in ("top1", "agreement", "sqnr_db", "speedup"))
         if sign not in ("min", "max"):
-            from dlas.core.errors import OptionError
-
             raise OptionError("objective", text, "min:FIGURE or max:FIGURE")
         return cls(name, sign == "min")
 

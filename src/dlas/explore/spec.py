@@ -150,7 +150,7 @@ def read_spec(
     try:
         return _finished(read, text, path.stem, path.resolve().parent, tables)
     except UnknownKeyError as error:
-        wanted = f"{error.table}.{error.key}"
+        wanted = f"{error.table}.{error.key}".lstrip(".")
         if any(key == wanted or key.startswith(f"{error.key}.") for key in overrides or {}):
             raise DlasError(f"--set {wanted}: {error}") from error
         raise DlasError(f"{path}:{_line_of(text, error)}: {error}") from error
@@ -171,11 +171,9 @@ def model_spec(
     tables: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> StudySpec:
     """A study of one model file with sensible defaults: the usual pipelines on every back end that is installed."""
-    from dlas.runtime.backend import backends
+    from dlas.runtime.backend import installed_backends
 
-    ready = [name for name, member in backends.members() if not member.missing()]
-    ready.sort(key=lambda name: (name != "onnxruntime", name))
-    read: dict[str, Any] = {"model": {"path": model}, "runtime": {"backend": ready}}
+    read: dict[str, Any] = {"model": {"path": model}, "runtime": {"backend": installed_backends()}}
     for key, value in (overrides or {}).items():
         set_key(read, key, value)
     return _finished(read, "", Path(model).stem, Path(), tables)
@@ -208,6 +206,8 @@ def set_key(tables: dict[str, Any], dotted: str, text: str) -> None:
     table, dot, key = dotted.partition(".")
     if not dot or not key:
         raise OptionError("--set", f"{dotted}={text}", "TABLE.KEY=VALUE, such as data.path=rows.parquet")
+    if not isinstance(text, str):
+        raise OptionError(dotted, text, "text, as behind --set", "write lists as '[1, 2]'")
     value: Any = parse_value(text)
     if text.startswith(("[", "{", '"')):
         try:
@@ -239,13 +239,16 @@ def spec_of(tables: Mapping[str, Any], name: str) -> StudySpec:
         threads=_unique(_threads(t) for t in _list(runtime.get("threads", 1))),
         targets=_unique(Choice.parse(str(t)) for t in _list(hardware.get("target", "host"))),
     )
+    study: StudyOptions = _options(StudyOptions, tables, "study")
+    for objective in study.objectives:
+        Objective.parse(objective)  # refused now, not after the network was imported
     return StudySpec(
         name=name,
         data=_options(DataSpec, tables, "data"),
         model=_options_from(ModelSpec, model, "model"),
         preprocessing=preprocessing,
         space=space,
-        study=_options(StudyOptions, tables, "study"),
+        study=study,
         limits=_options(Limits, tables, "limits"),
     )
 

@@ -19,18 +19,16 @@ from dlas.core.errors import DataError
 from dlas.data.dataset import Dataset
 from dlas.graph.model import Model
 from dlas.graph.preprocessing import Preprocessing
+from dlas.graph.signature import random_array
 
 
 def import_network(
     path: str, folder: str, architecture: str, name: str, preprocessing: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Read a model file of any format into ``folder/model.onnx``."""
-    from dlas.graph.format import format_for, load_model
+    from dlas.graph.format import read_model
 
-    options = (
-        {"architecture": architecture} if architecture and format_for(Path(path)).name == "torch" else {}
-    )
-    model = load_model(Path(path), **options)
+    model = read_model(Path(path), architecture)
     if name:
         model = model.renamed(name)
     if preprocessing:
@@ -126,13 +124,7 @@ def write_network(model: Model, folder: str) -> dict[str, Any]:
 def random_rows(model: Model, count: int = 32) -> Dataset:
     """Rows for a network without a data set: they show whether paths agree, not whether answers are right."""
     spec = model.inputs[0]
-    rng = np.random.default_rng(0)
-    shape = (count, *spec.bound(1)[1:])
-    if np.issubdtype(np.dtype(spec.dtype), np.integer):
-        info = np.iinfo(spec.dtype)
-        x = rng.integers(info.min, info.max, shape, dtype=spec.dtype, endpoint=True)
-    else:
-        x = rng.standard_normal(shape).astype(spec.dtype)
+    x = random_array((count, *spec.bound(1)[1:]), spec.dtype, np.random.default_rng(0))
     return Dataset("random inputs", x, task="none")
 
 

@@ -6,7 +6,7 @@ Members live in ``graph/formats/``, one module or sub-package each.
 from __future__ import annotations
 
 from abc import abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -51,6 +51,11 @@ class Format(Configurable):
             UnsupportedError: It uses an operator that cannot be expressed; all of them are named.
         """
 
+    @classmethod
+    def companions(cls, path: Path) -> tuple[Path, ...]:
+        """Other files that hold part of the network in ``path``; none where the file is damaged (load says so)."""
+        return ()
+
     def save(self, model: Model, path: Path) -> Written:
         """Write ``model`` to ``path`` (atomically)."""
         raise UnsupportedError(f"format {self.name} cannot be written")
@@ -71,6 +76,15 @@ def format_for(path: Path) -> type[Format]:
         f"{path.name}: no format has the ending {path.suffix or '(none)'!r}",
         "accepted: " + ", ".join(sorted(known)),
     )
+
+
+def companions(path: Path) -> tuple[Path, ...]:
+    """Other files that hold part of the network in ``path``, such as external weights.
+
+    Raises:
+        ModelError: No format has its suffix.
+    """
+    return format_for(path).companions(path) if path.is_file() else ()
 
 
 def load_model(path: Path, **options: Any) -> Model:
@@ -94,6 +108,12 @@ def load_model(path: Path, **options: Any) -> Model:
             "check that it was downloaded or exported completely",
         )
     return member(**options).load(path)
+
+
+def read_model(path: Path, architecture: str = "") -> Model:
+    """As :func:`load_model`; ``architecture`` is for formats that have the option: bare checkpoints."""
+    has = any(f.name == "architecture" for f in fields(format_for(path).Options))
+    return load_model(path, **({"architecture": architecture} if architecture and has else {}))
 
 
 def save_model(model: Model, path: Path, **options: Any) -> Written:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -36,6 +37,22 @@ def to_real(scores: np.ndarray, model: Model) -> np.ndarray:
         return scores.astype(np.float32)
     scale, zero_point = known
     return (scores.astype(np.float32) - zero_point) * np.float32(scale)
+
+
+def random_array(shape: Sequence[int], dtype: str, rng: np.random.Generator) -> np.ndarray:
+    """Numbers to feed a network that comes without data, ``shape`` in ``dtype``.
+
+    Standard normal for floats; every code for 8-bit integers, which stand for quantised values; 0 to 99 for wider
+    ones, which are mostly indices; both truth values.
+    """
+    kind = np.dtype(dtype)
+    if kind.kind == "b":
+        return rng.integers(0, 2, shape).astype(kind)
+    if kind.kind in "iu":
+        limits = np.iinfo(kind)
+        low, high = (limits.min, limits.max) if kind.itemsize == 1 else (0, 99)
+        return rng.integers(low, high, shape, kind, endpoint=True)
+    return rng.standard_normal(shape).astype(kind)
 
 
 def layout_of(spec: TensorSpec) -> str:

@@ -13,6 +13,7 @@ import numpy as np
 from dlas.core.errors import DlasError, ModelError, ShapeError, UnsupportedError
 from dlas.core.files import write_atomic
 from dlas.graph.model import Model, TensorSpec
+from dlas.graph.signature import random_array
 from dlas.runtime.backend import Executable
 
 SIGNATURE = "signature.json"
@@ -99,6 +100,10 @@ class Signature:
     def check(self, inputs: Mapping[str, np.ndarray]) -> None:
         """Raise ShapeError unless ``inputs`` has exactly the declared names, shapes and dtypes."""
         names = [p.name for p in self.inputs]
+        if not isinstance(inputs, Mapping):
+            raise ShapeError(
+                f"inputs are a {type(inputs).__name__}", f"give a dictionary with the arrays of {names}"
+            )
         if set(inputs) != set(names):
             raise ShapeError(f"inputs {sorted(inputs)} were given, the network has {names}")
         for port in self.inputs:
@@ -114,17 +119,12 @@ class Signature:
                 )
 
     def random_inputs(self, seed: int = 0) -> dict[str, np.ndarray]:
-        """Inputs that fit, ``batch`` rows: standard normal for floats, small counts from 0 for integers."""
+        """Inputs that fit, ``batch`` rows; see :func:`dlas.graph.signature.random_array`."""
         rng = np.random.default_rng(seed)
-        drawn = {}
-        for port in self.inputs:
-            shape = tuple(self.batch if d is None else d for d in port.shape)
-            kind = np.dtype(port.dtype)
-            if kind.kind == "f":
-                drawn[port.name] = rng.standard_normal(shape).astype(kind)
-            else:
-                drawn[port.name] = rng.integers(0, 2 if kind.kind == "b" else 100, shape).astype(kind)
-        return drawn
+        return {
+            p.name: random_array([self.batch if d is None else d for d in p.shape], p.dtype, rng)
+            for p in self.inputs
+        }
 
 
 class SignedExecutable(Executable):

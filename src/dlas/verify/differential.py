@@ -17,7 +17,7 @@ import numpy as np
 
 from dlas.core.errors import ShapeError
 from dlas.core.figure import Figure, Source
-from dlas.core.statistics import wilson
+from dlas.core.statistics import proportion
 
 EQUAL_RELATIVE_L2 = 1e-4  # float32 kernels that sum in another order stay below this on deep networks
 SIGNIFICANT = 0.025  # one-sided: more flips than the noise floor
@@ -213,8 +213,7 @@ def _compare_labels(
     rows = len(a)
     flipped = np.flatnonzero(a.argmax(1) != b.argmax(1))
     count = len(flipped)
-    low, high = wilson(count, rows)
-    common["label_diff"] = Figure(count / rows, "fraction", Source.MEASURED, low, high, rows)
+    common["label_diff"] = proportion(count, rows)
     common["topk_agreement"] = _topk_agreement(a, b, min(k, a.shape[1]))
     explained = _margins(a)[flipped] < 2 * max(floor.max_abs, 1e-12)
     common["flips"] = tuple(int(i) for i in [*flipped[~explained], *flipped[explained]])

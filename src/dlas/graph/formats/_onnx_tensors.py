@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import stat
 from collections.abc import Iterator
@@ -73,6 +74,17 @@ def read_external(proto: onnx.ModelProto, path: Path, room: int) -> Iterator[byt
         tensor.data_location = onnx.TensorProto.DEFAULT
         del tensor.external_data[:]
         yield content
+
+
+def external_files(proto: onnx.ModelProto, path: Path) -> tuple[Path, ...]:
+    """The files :func:`read_external` would read, each once; what it would refuse is left out."""
+    found: dict[Path, None] = {}
+    for label, tensor in all_tensors(proto):
+        if tensor.data_location == onnx.TensorProto.EXTERNAL:
+            location = {e.key: e.value for e in tensor.external_data}.get("location", "")
+            with contextlib.suppress(ModelError):
+                found[_inside(location, path, label)] = None
+    return tuple(found)
 
 
 def check_tensors(proto: onnx.ModelProto, name: str, *, allow_nan: bool) -> None:

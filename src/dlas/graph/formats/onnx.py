@@ -23,7 +23,7 @@ from dlas.core.errors import ModelError, UnsupportedError
 from dlas.core.files import write_atomic
 from dlas.core.options import option
 from dlas.graph.format import Format, Written, formats
-from dlas.graph.formats._onnx_tensors import check_tensors, read_external
+from dlas.graph.formats._onnx_tensors import check_tensors, external_files, read_external
 from dlas.graph.model import OPSET, Model
 from dlas.graph.passes import infer_shapes
 
@@ -78,6 +78,14 @@ class OnnxFormat(Format):
                 f"{path.name} is malformed: {_line(error)}",
                 "check that it was downloaded or exported completely",
             ) from error
+
+    @classmethod
+    def companions(cls, path: Path) -> tuple[Path, ...]:
+        """Files with external weights."""
+        try:
+            return external_files(_parse(_read(path, _PROTOBUF_LIMIT), path.name), path)
+        except ModelError:
+            return ()
 
     def _interpret(self, data: bytes, path: Path) -> Model:
         logging.getLogger("onnx_ir").setLevel(logging.ERROR)  # what it warns of becomes one error here
