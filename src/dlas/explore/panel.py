@@ -12,11 +12,12 @@ from dlas.core.cache import key_of
 from dlas.core.errors import DlasError
 from dlas.core.figure import Figure, Source
 from dlas.core.timing import Protocol as TimingProtocol
-from dlas.core.timing import Timing, measure_samplers, ratio
+from dlas.core.timing import Timing, ratio
 from dlas.core.worker import WorkerFailure
 from dlas.explore.executor import Executor, Session
 from dlas.explore.pipeline import Product, Workbench
 from dlas.explore.space import Stack
+from dlas.runtime.bench import measure_survivors
 from dlas.verify.differential import Comparison, NoiseFloor, compare_outputs
 
 PROFILE_REPEATS = 10
@@ -68,7 +69,7 @@ class Panel:
             return member
         try:
             artifact = self._bench.artifact(member.product, stack.backend, stack.target)
-        except (WorkerFailure, DlasError) as failure:
+        except DlasError as failure:
             member.failure = self._failures[memo] = failure
             return member
         try:
@@ -80,7 +81,7 @@ class Panel:
             size = artifact.facts["artifact_bytes"]
             member.figures["artifact_bytes"] = Figure(size, "bytes", Source.MEASURED)
             member.comparison = self._check(memo, member)
-        except WorkerFailure as failure:
+        except DlasError as failure:
             self._fail(member, failure)
         return member
 
@@ -96,20 +97,17 @@ class Panel:
 
     def time(self, members: list[Member]) -> None:
         """Time the members in turn with the baseline; one that dies is dropped and the rest are timed again."""
-        alive = list(members)
-        while alive:
-            samplers = {str(i): _Guarded(m) for i, m in enumerate(alive)}
-            if self._anchor.session is not None and self._anchor.failure is None:
-                samplers[_ANCHOR] = _Guarded(self._anchor)
-            try:
-                timings = measure_samplers(samplers, self._protocol)  # type: ignore[arg-type]
-            except _MemberFailedError as failed:
-                self._fail(failed.member, failed.failure)
-                alive = [m for m in alive if m.failure is None]
-                continue
-            for index, member in enumerate(alive):
-                self._finish(member, timings[str(index)], timings.get(_ANCHOR))
+        if not members:
             return
+        sessions = {str(i): m.session for i, m in enumerate(members) if m.session is not None}
+        if self._anchor.session is not None and self._anchor.failure is None:
+            sessions[_ANCHOR] = self._anchor.session
+        timings, failures = measure_survivors(sessions, self._protocol)
+        for name, failure in failures.items():
+            self._fail(self._anchor if name == _ANCHOR else members[int(name)], failure)
+        for index, member in enumerate(members):
+            if member.failure is None:
+                self._finish(member, timings[str(index)], timings.get(_ANCHOR))
 
     def _finish(self, member: Member, timing: Timing, anchor: Timing | None) -> None:
         member.figures["latency_ms"] = timing.figure()
@@ -130,7 +128,7 @@ class Panel:
             member.facts["layers"] = facts["layers"]
         member.session.close()
 
-    def _fail(self, member: Member, failure: WorkerFailure) -> None:
+    def _fail(self, member: Member, failure: DlasError) -> None:
         member.failure = failure
         if member.session is not None:
             member.session.close()
@@ -149,35 +147,3 @@ def _answers(session: Session, rows: np.ndarray) -> np.ndarray:
         if monotonic() - started > CHECK_S:
             break
     return np.concatenate(answers)
-
-
-class _MemberFailedError(Exception):
-    """A session died while it was timed; says whose it was."""
-
-    def __init__(self, member: Member, failure: WorkerFailure) -> None:
-        super().__init__(str(failure))
-        self.member = member
-        self.failure = failure
-
-
-class _Guarded:
-    """A session as a sampler whose failure says which member it belongs to."""
-
-    def __init__(self, member: Member) -> None:
-        assert member.session is not None
-        self._member = member
-        self._session = member.session
-
-    def warm_up(self, protocol: TimingProtocol) -> None:
-        """See core.timing.Sampler."""
-        try:
-            self._session.warm_up(protocol)
-        except WorkerFailure as failure:
-            raise _MemberFailedError(self._member, failure) from failure
-
-    def sample(self, seconds: float, min_samples: int = 1, max_seconds: float = float("inf")) -> list[float]:
-        """See core.timing.Sampler."""
-        try:
-            return self._session.sample(seconds, min_samples, max_seconds)
-        except WorkerFailure as failure:
-            raise _MemberFailedError(self._member, failure) from failure

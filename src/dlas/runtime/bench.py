@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
-from collections.abc import Callable, Sequence
+import typing
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ import numpy as np
 
 from dlas.core.figure import Figure, Outcome, Source
 from dlas.core.options import Choice
-from dlas.core.timing import Protocol, measure_samplers, ratio
+from dlas.core.timing import Protocol, Timing, measure_samplers, ratio
 from dlas.core.worker import Worker, WorkerFailure
 from dlas.graph.model import Model
 from dlas.hardware.target import target_for
@@ -53,6 +55,18 @@ class BenchRow:
         }
 
 
+class RemoteSampler(typing.Protocol):
+    """What is timed: ``core.timing.Sampler`` or anything with its two methods, which may raise WorkerFailure."""
+
+    def warm_up(self, protocol: Protocol) -> None:
+        """See Sampler."""
+        ...
+
+    def sample(self, seconds: float, min_samples: int = 1, max_seconds: float = math.inf) -> list[float]:
+        """See Sampler."""
+        ...
+
+
 class WorkerSampler:
     """A loaded artifact in a worker process, with the face of ``core.timing.Sampler``."""
 
@@ -76,13 +90,61 @@ class WorkerSampler:
         """See Sampler."""
         self.call("warm_up", asdict(protocol))
 
-    def sample(self, seconds: float, min_samples: int = 1, max_seconds: float = float("inf")) -> list[float]:
+    def sample(self, seconds: float, min_samples: int = 1, max_seconds: float = math.inf) -> list[float]:
         """See Sampler."""
         return self.call("sample", seconds, min_samples, max_seconds)
 
     def close(self) -> None:
         """Kill the worker."""
         self._worker.close()
+
+
+class _DiedError(Exception):
+    """A worker failed while it was timed; says whose it was."""
+
+    def __init__(self, name: str, failure: WorkerFailure) -> None:
+        super().__init__(str(failure))
+        self.name = name
+        self.failure = failure
+
+
+class _Named:
+    """A sampler whose failure says its name."""
+
+    def __init__(self, name: str, sampler: RemoteSampler) -> None:
+        self._name = name
+        self._sampler = sampler
+
+    def warm_up(self, protocol: Protocol) -> None:
+        try:
+            self._sampler.warm_up(protocol)
+        except WorkerFailure as failure:
+            raise _DiedError(self._name, failure) from failure
+
+    def sample(self, seconds: float, min_samples: int = 1, max_seconds: float = math.inf) -> list[float]:
+        try:
+            return self._sampler.sample(seconds, min_samples, max_seconds)
+        except WorkerFailure as failure:
+            raise _DiedError(self._name, failure) from failure
+
+
+def measure_survivors(
+    samplers: Mapping[str, RemoteSampler], protocol: Protocol
+) -> tuple[dict[str, Timing], dict[str, WorkerFailure]]:
+    """Time all in turn; one that fails is left out and the rest are timed again, so that rounds stay whole.
+
+    Returns:
+        Timings of those that lived and failures of those that did not, by name.
+    """
+    alive = {name: _Named(name, sampler) for name, sampler in samplers.items()}
+    failures: dict[str, WorkerFailure] = {}
+    while alive:
+        try:
+            return measure_samplers(alive, protocol), failures  # type: ignore[arg-type]
+        except _DiedError as died:
+            failures[died.name] = died.failure
+            del alive[died.name]
+    return {}, failures
 
 
 def bench(
@@ -159,8 +221,9 @@ def _time(
     try:
         with ThreadPoolExecutor(max_workers=2) as pool:
             list(pool.map(start, [b for b in built if b not in failures]))
-        ready = {b: s for b, s in samplers.items() if b not in failures}
-        timings = measure_samplers(ready, protocol) if ready else {}  # type: ignore[arg-type]
+        ready = {b: samplers[b] for b in built if b not in failures}
+        timings, died = measure_survivors(ready, protocol)
+        failures.update(died)
         first = next(iter(timings.values()), None)
         rows = []
         for backend in built:
@@ -171,18 +234,22 @@ def _time(
             figures = {"latency_ms": timings[backend].figure()}
             if first is not None:
                 figures["ratio"] = ratio(timings[backend], first)
-            peak = samplers[backend].call("memory").get("peak_bytes")
-            if peak is not None:
-                figures["peak_memory_bytes"] = Figure(peak, "bytes", Source.MEASURED)
-            found: tuple[dict[str, Any], ...] = ()
-            reason = ""
-            if layers:
-                try:
-                    found = tuple(samplers[backend].call("profile", 30))
-                except WorkerFailure as failure:
-                    reason = f"no per-layer times: {failure.reason}"
-            rows.append(BenchRow(backend, threads, Outcome.OK, reason, figures, notes[backend], found))
+            row = BenchRow(backend, threads, Outcome.OK, "", figures, notes[backend])
+            rows.append(_with_details(row, samplers[backend], layers))
         return rows
     finally:
         for sampler in samplers.values():
             sampler.close()
+
+
+def _with_details(row: BenchRow, sampler: WorkerSampler, layers: bool) -> BenchRow:
+    """The row with its memory and, where asked for, its layers; what cannot be had is missing and says why."""
+    try:
+        peak = sampler.call("memory").get("peak_bytes")
+        if peak is not None:
+            row = replace(
+                row, figures={**row.figures, "peak_memory_bytes": Figure(peak, "bytes", Source.MEASURED)}
+            )
+        return replace(row, layers=tuple(sampler.call("profile", 30))) if layers else row
+    except WorkerFailure as failure:
+        return replace(row, reason=f"no per-layer times: {failure.reason}")
