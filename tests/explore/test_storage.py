@@ -98,3 +98,15 @@ def test_a_killed_writer_leaves_whole_points(tmp_path: Path) -> None:
     # Every point up to the last one is there, and each says what it should.
     assert list(found) == [f"{i:06d}" for i in range(len(found))]
     assert all(p.record.figures["latency_ms"].value == i + 1 for i, p in enumerate(found.values()))
+
+
+def test_a_file_that_breaks_later_is_told_in_one_line(tmp_path: Path) -> None:
+    storage = SqliteStorage(tmp_path / "study.db")
+    other = sqlite3.connect(tmp_path / "study.db")
+    other.execute("DROP TABLE studies")
+    other.close()
+    with pytest.raises(DlasError, match="cannot be used as a study file"):
+        storage.studies()
+    with pytest.raises(DlasError, match="cannot be used as a study file"):
+        storage.put_study("s", {})
+    storage.close()

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 
 from dlas.core.cache import Cache
@@ -14,8 +17,12 @@ from dlas.core.errors import DlasError
 from dlas.core.figure import Outcome
 from dlas.core.timing import Protocol
 from dlas.core.worker import WorkerFailure
+from dlas.explore.pipeline import Workbench, plugin_hashes
+from dlas.explore.progress import Silent
 from dlas.explore.result import StudyResult
+from dlas.explore.space import Pipeline
 from dlas.explore.spec import StudySpec, spec_of
+from dlas.explore.steps import open_rows
 from dlas.explore.storage import SqliteStorage
 from dlas.explore.study import Study, load_result
 from dlas.testing import models as networks
@@ -111,6 +118,10 @@ def run(spec: StudySpec, out: Path, executor: InlineExecutor, **options: Any) ->
     return study.run(**options)
 
 
+def workbench(spec: StudySpec, folder: Path) -> Workbench:
+    return Workbench(spec, InlineExecutor(), Cache(folder / "cache"), Silent())
+
+
 def test_every_stack_becomes_a_row_with_its_figures(spec: StudySpec, tmp_path: Path) -> None:
     result = run(spec, tmp_path / "out", InlineExecutor({"torch": "slow"}))
     assert len(result.points) == 2 * 2 * 2
@@ -133,17 +144,29 @@ def test_every_stack_becomes_a_row_with_its_figures(spec: StudySpec, tmp_path: P
 def test_the_judged_rows_and_the_calibration_rows_are_apart(
     spec: StudySpec, tmp_path: Path, split: str
 ) -> None:
-    import dataclasses
-
-    from dlas.explore.pipeline import Workbench
-    from dlas.explore.progress import Silent
-    from dlas.explore.steps import open_rows
-
-    spec = dataclasses.replace(spec, data=dataclasses.replace(spec.data, split=split))
-    bench = Workbench(spec, InlineExecutor(), Cache(tmp_path / "cache"), Silent())
+    bench = workbench(dataclasses.replace(spec, data=dataclasses.replace(spec.data, split=split)), tmp_path)
     judged, calibration = open_rows(bench.judged), open_rows(bench.calibration)
     assert len(judged) > len(calibration) > 0
     assert not set(judged.rows) & set(calibration.rows)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"calibration_split": "train"},  # judged on everything, the train rows among it
+        {"calibration": "rows.npz", "split": "test"},
+        {"calibration": "rows.npz", "split": "test", "calibration_split": "test"},
+    ],
+)
+def test_rows_named_twice_are_divided_all_the_same(
+    spec: StudySpec, tmp_path: Path, given: dict[str, str]
+) -> None:
+    data = dataclasses.replace(spec.data, **given)
+    bench = workbench(dataclasses.replace(spec, data=data, folder=tmp_path), tmp_path)
+    judged, calibration = (open_rows(rows).samples for rows in (bench.judged, bench.calibration))
+    assert len(judged)
+    assert len(calibration)
+    assert not {row.tobytes() for row in judged} & {row.tobytes() for row in calibration}
 
 
 @pytest.mark.parametrize(
@@ -214,9 +237,6 @@ def test_an_interrupted_study_goes_on_where_it_was(spec: StudySpec, tmp_path: Pa
 
 
 def test_a_method_that_needs_rows_is_a_row_when_there_are_none(spec: StudySpec, tmp_path: Path) -> None:
-    import dataclasses
-
-    from dlas.explore.space import Pipeline
     from dlas.explore.spec import DataSpec
 
     space = dataclasses.replace(spec.space, compress=(Pipeline(), Pipeline.parse("int8")))
@@ -242,3 +262,88 @@ def test_two_runs_of_one_study_at_once_are_refused(spec: StudySpec, tmp_path: Pa
     (tmp_path / "out").mkdir()
     with _alone(tmp_path / "out" / ".study.lock"), pytest.raises(DlasError, match="another dlas"):
         run(spec, tmp_path / "out", InlineExecutor())
+
+
+def test_another_baseline_measures_the_speed_ups_again(spec: StudySpec, tmp_path: Path) -> None:
+    run(spec, tmp_path / "out", InlineExecutor({"torch": "slow"}))
+    turned = dataclasses.replace(spec.space, backends=spec.space.backends[::-1])
+    result = run(dataclasses.replace(spec, space=turned), tmp_path / "out", InlineExecutor({"torch": "slow"}))
+    (base,) = [p for p in result.points if p.baseline]
+    assert base.choices["backend"] == "torch"
+    fast = next(p for p in result.points if p.choices["backend"] == "onnxruntime")
+    assert fast.record.figures["speedup"].value == pytest.approx(2.0)
+
+
+def test_what_the_limits_stopped_is_tried_again_under_other_limits(spec: StudySpec, tmp_path: Path) -> None:
+    first = run(spec, tmp_path / "out", InlineExecutor({"torch": "hang"}))
+    assert {p.record.outcome for p in first.points} == {Outcome.OK, Outcome.TIMEOUT}
+    same = InlineExecutor()
+    run(spec, tmp_path / "out", same)
+    assert same.opened == 0
+    patient = dataclasses.replace(spec, limits=dataclasses.replace(spec.limits, step_timeout_s=1200.0))
+    executor = InlineExecutor()
+    second = run(patient, tmp_path / "out", executor)
+    assert {p.record.outcome for p in second.points} == {Outcome.OK}
+    assert executor.opened == 4 + 1  # the four that hung, and the baseline they are timed with
+
+
+def test_a_network_that_answers_with_nan_is_a_wrong_row(spec: StudySpec, tmp_path: Path) -> None:
+    whole = networks.residual().to_bytes()
+    proto = onnx.load_from_string(whole)
+    scores = proto.graph.output[0].name
+    for node in proto.graph.node:
+        node.output[:] = ["raw" if name == scores else name for name in node.output]
+    proto.graph.node.extend(
+        [
+            onnx.helper.make_node("Sub", ["raw", "raw"], ["zero"], "zero"),
+            onnx.helper.make_node("Div", ["raw", "zero"], [scores], "infinite"),
+        ]
+    )
+    (tmp_path / "net.onnx").write_bytes(proto.SerializeToString())
+    result = run(spec, tmp_path / "out", InlineExecutor())
+    assert {p.record.outcome for p in result.points} == {Outcome.WRONG}
+    assert all("NaN or infinity" in p.record.reason for p in result.points)
+
+
+def test_a_network_that_changes_on_the_disk_is_a_new_network(spec: StudySpec, tmp_path: Path) -> None:
+    before = workbench(spec, tmp_path).network
+    (tmp_path / "net.onnx").write_bytes(networks.residual(seed=1).to_bytes())
+    assert workbench(spec, tmp_path).network.facts["hash"] != before.facts["hash"]
+
+
+def test_external_weights_are_part_of_the_network(spec: StudySpec, tmp_path: Path) -> None:
+    for seed in (0, 1):
+        onnx.save_model(
+            onnx.load_from_string(networks.residual(seed=seed).to_bytes()),
+            str(tmp_path / f"net{seed}.onnx"),
+            save_as_external_data=True,
+            location=f"net{seed}.bin",
+            size_threshold=0,
+        )
+    spec = dataclasses.replace(spec, model=dataclasses.replace(spec.model, path=str(tmp_path / "net0.onnx")))
+    before = workbench(spec, tmp_path).network
+    (tmp_path / "net0.bin").write_bytes((tmp_path / "net1.bin").read_bytes())
+    assert workbench(spec, tmp_path).network.facts["hash"] != before.facts["hash"]
+
+
+def test_a_copy_of_a_network_keeps_its_own_name(spec: StudySpec, tmp_path: Path) -> None:
+    assert workbench(spec, tmp_path).network.facts["name"] == "net"
+    (tmp_path / "copy.onnx").write_bytes((tmp_path / "net.onnx").read_bytes())
+    spec = dataclasses.replace(spec, model=dataclasses.replace(spec.model, path=str(tmp_path / "copy.onnx")))
+    assert workbench(spec, tmp_path).network.facts["name"] == "copy"
+
+
+def test_the_code_of_a_plug_in_is_part_of_the_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    package, facts = tmp_path / "dlas_extra", tmp_path / "dlas_extra-1.0.dist-info"
+    package.mkdir()
+    facts.mkdir()
+    (package / "__init__.py").write_text("")
+    (package / "mine.py").write_text("one = 1\n")
+    (facts / "METADATA").write_text("Metadata-Version: 2.1\nName: dlas-extra\nVersion: 1.0\n")
+    (facts / "entry_points.txt").write_text("[dlas.method]\nmine = dlas_extra.mine:Mine\n")
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    before = dict(plugin_hashes.__wrapped__())
+    (package / "mine.py").write_text("one = 2\n")
+    after = dict(plugin_hashes.__wrapped__())
+    assert before["dlas_extra"] != after["dlas_extra"]
+    assert "dlas_extra.mine" not in sys.modules  # hashed, not imported

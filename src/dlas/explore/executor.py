@@ -81,14 +81,14 @@ class ProcessExecutor:
     def call(self, function: str, *args: Any) -> Any:
         """Run a step in the long-lived step worker, which is replaced after a failure."""
         with self._turn:
-            if self._steps is None:
-                self._steps = Worker(memory_bytes=self.memory_bytes, name="steps")
+            worker = self._steps  # `close` may take it away from another thread while a step runs
+            if worker is None or not worker.alive:
+                worker = self._steps = Worker(memory_bytes=self.memory_bytes, name="steps")
             try:
-                return self._steps.call(function, *args, timeout_s=self.timeout_s)
+                return worker.call(function, *args, timeout_s=self.timeout_s)
             finally:
-                if not self._steps.alive:
-                    self._steps.close()
-                    self._steps = None
+                if not worker.alive:
+                    worker.close()
 
     def session(self, threads: int) -> WorkerSession:
         """A worker process of its own, pinned to ``threads`` cores."""

@@ -1,6 +1,7 @@
 """The steps of a study with their cache: the same thing is never imported, compressed, judged or compiled twice.
 
-The key of a step is the hash of its input, its options in full, the versions of the libraries and the code of dlas.
+The key of a step is the hash of its input, its options in full, the versions of the libraries, the code of dlas and
+of installed plug-ins, and the processor's features (engines pick kernels and compilers instructions by them).
 A pipeline of several methods is cached step by step, so ``channel + int8`` starts from the stored ``channel``.
 """
 
@@ -8,7 +9,10 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import importlib.metadata
+import importlib.util
 import json
+import platform
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,8 +23,9 @@ import numpy as np
 import dlas
 from dlas.compress.method import methods
 from dlas.core.cache import Cache, key_of
-from dlas.core.environment import fingerprint
+from dlas.core.environment import relevant_flags, versions
 from dlas.core.errors import DlasError
+from dlas.core.lazy import distribution_version
 from dlas.core.options import Choice, build_options, options_dict
 from dlas.core.paths import resolve
 from dlas.data.dataset import loaders
@@ -28,6 +33,7 @@ from dlas.explore.executor import Executor
 from dlas.explore.progress import Progress
 from dlas.explore.space import Pipeline, Stack
 from dlas.explore.spec import StudySpec
+from dlas.graph.format import companions
 from dlas.runtime.backend import backends
 from dlas.verify.differential import NoiseFloor, floor_between
 
@@ -56,7 +62,13 @@ class Workbench:
         self.cache = cache
         self.progress = progress
         self.notes: list[str] = []
-        self._versions = {**fingerprint()["versions"], "code": code_hash()}
+        self._hashes: dict[Path, str] = {}  # of this run only: the user may change a file before the next one
+        self._versions = {
+            **versions(),
+            "code": code_hash(),
+            "plug-ins": dict(plugin_hashes()),
+            "processor": [platform.machine(), *relevant_flags()],
+        }
 
     def make(self, what: str, step: str, inputs: Any, *args: Any) -> Product:
         """Run ``steps.<step>`` into the folder of its key, unless it is there; ``what`` is for the progress bar."""
@@ -77,7 +89,9 @@ class Workbench:
     def network(self) -> Product:
         """The network as imported, with the preprocessing it is judged under."""
         model, path = self.spec.model, self.model_path
-        inputs = [file_hash(path), model.architecture, model.name, dict(self.spec.preprocessing)]
+        files = [self._hash(f) for f in (path, *companions(path))]
+        # The file's name is in what is made: as the network's name and as its source.
+        inputs = [path.name, files, model.architecture, model.name, dict(self.spec.preprocessing)]
         made = self.make(
             f"import {path.name}",
             "import_network",
@@ -116,26 +130,46 @@ class Workbench:
     @property
     def calibration(self) -> dict[str, Any]:
         """The rows compression may look at; empty when there is no data set."""
-        data = self.spec.data
-        if not data.path:
+        if not self.spec.data.path:
             return {}
-        path = data.calibration or data.path
-        split = data.calibration_split or ("" if data.calibration else data.split)
-        return {**self._source(path, split, "calibration"), "rows": data.calibration_rows}
+        return {**self._source(*self._calibration, "calibration"), "rows": self.spec.data.calibration_rows}
+
+    @property
+    def _calibration(self) -> tuple[str, str]:
+        """Path and split of the calibration rows."""
+        data = self.spec.data
+        return data.calibration or data.path, data.calibration_split or (
+            "" if data.calibration else data.split
+        )
+
+    @property
+    def _overlap(self) -> bool:
+        """Whether rows to calibrate with and rows to judge on come out of one pot: then each gets a part of it."""
+        data = self.spec.data
+        path, split = self._calibration
+        return self._place(path) == self._place(data.path) and (
+            split == data.split or "" in (split, data.split)
+        )
+
+    def _place(self, path: str) -> Path:
+        known = path in ("", *loaders.names())
+        return Path(path) if known else resolve(path, "data set", self.spec.folder)
 
     def _source(self, path: str, split: str, part: str) -> dict[str, Any]:
-        data = self.spec.data
-        place = Path(path) if path in ("", *loaders.names()) else resolve(path, "data set", self.spec.folder)
-        # Without rows of its own, calibration gets a part of those there are, and judging the rest.
-        shared = not data.calibration and data.calibration_split in ("", data.split)
+        place, overlap = self._place(path), self._overlap
         return {
             "path": path and str(place),
-            "sha256": file_hash(place) if path else "",
+            "sha256": self._hash(place) if path else "",
             "split": split,
-            "label_offset": data.label_offset,
-            "part": part if shared else "",
-            "holdout": HOLDOUT if shared else 0.0,
+            "label_offset": self.spec.data.label_offset,
+            "part": part if overlap else "",
+            "holdout": HOLDOUT if overlap else 0.0,
         }
+
+    def _hash(self, path: Path) -> str:
+        if path not in self._hashes:
+            self._hashes[path] = file_hash(path)
+        return self._hashes[path]
 
     @functools.cached_property
     def rows(self) -> Product:
@@ -214,7 +248,7 @@ class Workbench:
         return self.make(
             f"compile for {backend}",
             "dlas.runtime.session:build",
-            [product.facts["hash"], str(backend), str(target)],
+            [product.facts["hash"], str(backend), str(target), _version(backend)],
             str(backend),
             str(product.folder / "model.onnx"),
             str(target),
@@ -222,16 +256,16 @@ class Workbench:
         )
 
     def point_key(self, stack: Stack, machine: str) -> str:
-        """Key of a point: everything its figures depend on."""
-        member = backends.get(stack.backend.name)
+        """Key of a point: everything its figures depend on, the baseline of its speed-up included."""
         return key_of(
             stack.choices(),
+            self.spec.space.baseline.choices(),
             self.network.facts["hash"],
             self.judged,
             self.calibration,
             self.spec.data.check_rows,
             self.spec.study.timing,
-            member.distribution,
+            _version(stack.backend),
             self._versions,
             machine,
         )
@@ -257,16 +291,41 @@ def code_hash() -> str:
 
 
 @functools.cache
+def plugin_hashes() -> Mapping[str, str]:
+    """Hash of the sources of every top-level package that adds members to a family, by package."""
+    points = [
+        point
+        for distribution in importlib.metadata.distributions()
+        for point in distribution.entry_points
+        if point.group.startswith("dlas.")
+    ]
+    found = {}
+    for package in sorted({p.module.partition(".")[0] for p in points}):
+        spec = importlib.util.find_spec(package)
+        places = [Path(p) for p in (spec.submodule_search_locations or [spec.origin or ""])] if spec else []
+        digest = hashlib.sha256()
+        for place in places:
+            for path in sorted(place.rglob("*.py")) if place.is_dir() else [place]:
+                digest.update(path.read_bytes() if path.is_file() else b"")
+        found[package] = digest.hexdigest()[:16]
+    return found
+
+
 def file_hash(path: Path) -> str:
     """SHA-256 of a file, or of names, sizes and contents of a folder."""
     digest = hashlib.sha256()
     for part in sorted(path.rglob("*")) if path.is_dir() else [path]:
         if part.is_file():
             if part != path:
-                digest.update(str(part.relative_to(path)).encode())
+                digest.update(f"{part.relative_to(path)}\0{part.stat().st_size}\0".encode())
             with part.open("rb") as file:
                 while block := file.read(1 << 20):
                     digest.update(block)
         elif not part.exists() and part == path:
             digest.update(str(path).encode())  # a built-in data set is named, not stored
     return digest.hexdigest()
+
+
+def _version(backend: Choice) -> str:
+    """Version of the library behind a back end; that of a plug-in is not among those dlas knows by itself."""
+    return distribution_version(backends.get(backend.name).distribution)

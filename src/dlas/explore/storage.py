@@ -58,7 +58,8 @@ class SqliteStorage:
     """A study file: SQLite in WAL mode, safe to read while a study runs.
 
     Raises:
-        DlasError: The file is not a study file, is newer than this program, or cannot be written.
+        DlasError: The file is not a study file, is newer than this program, or cannot be read or written (methods
+            raise it too: a disk can fill up later).
     """
 
     def __init__(self, path: Path, *, create: bool = True) -> None:
@@ -68,14 +69,30 @@ class SqliteStorage:
         try:
             if create:
                 path.parent.mkdir(parents=True, exist_ok=True)
-            self._db = sqlite3.connect(path, timeout=30.0, isolation_level=None)
+            with self._explained():
+                self._db = sqlite3.connect(path, timeout=30.0, isolation_level=None)
             self._db.row_factory = sqlite3.Row
-            self._db.execute("PRAGMA journal_mode = WAL")
-            self._migrate()
-        except (OSError, sqlite3.Error) as error:
-            raise DlasError(
-                f"{path}: cannot be used as a study file: {error}", "name another folder with --out"
-            ) from error
+        except OSError as error:
+            raise self._refusal(error) from error
+        try:
+            with self._explained():
+                self._db.execute("PRAGMA journal_mode = WAL")
+                self._migrate()
+        except BaseException:
+            self._db.close()
+            raise
+
+    def _refusal(self, error: Exception) -> DlasError:
+        return DlasError(
+            f"{self.path}: cannot be used as a study file: {error}", "name another folder with --out"
+        )
+
+    @contextlib.contextmanager
+    def _explained(self) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.Error as error:  # no study file, damaged, locked for long, disk full
+            raise self._refusal(error) from error
 
     def _migrate(self) -> None:
         version = self._db.execute("PRAGMA user_version").fetchone()[0]
@@ -99,13 +116,19 @@ class SqliteStorage:
 
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[None]:
-        self._db.execute("BEGIN IMMEDIATE")
-        try:
-            yield
-        except BaseException:
-            self._db.execute("ROLLBACK")
-            raise
-        self._db.execute("COMMIT")
+        with self._explained():
+            self._db.execute("BEGIN IMMEDIATE")
+            try:
+                yield
+                self._db.execute("COMMIT")
+            except BaseException:
+                if self._db.in_transaction:  # a full disk makes SQLite roll back by itself
+                    self._db.execute("ROLLBACK")
+                raise
+
+    def _rows(self, query: str, *values: str) -> list[sqlite3.Row]:
+        with self._explained():
+            return self._db.execute(query, values).fetchall()
 
     def put_study(self, name: str, facts: Mapping[str, Any]) -> None:
         """Create or replace; see Storage."""
@@ -118,16 +141,16 @@ class SqliteStorage:
 
     def study(self, name: str) -> dict[str, Any]:
         """Facts of one study; see Storage."""
-        row = self._db.execute("SELECT facts FROM studies WHERE name = ?", (name,)).fetchone()
-        if row is None:
+        rows = self._rows("SELECT facts FROM studies WHERE name = ?", name)
+        if not rows:
             raise DlasError(
                 f"{self.path} holds no study {name!r}", "it holds: " + (", ".join(self.studies()) or "none")
             )
-        return json.loads(row["facts"])
+        return json.loads(rows[0]["facts"])
 
     def studies(self) -> list[str]:
         """Names, newest first; see Storage."""
-        return [r["name"] for r in self._db.execute("SELECT name FROM studies ORDER BY changed DESC")]
+        return [r["name"] for r in self._rows("SELECT name FROM studies ORDER BY changed DESC")]
 
     def put_point(self, study: str, point: Point) -> None:
         """Store one point; see Storage."""
@@ -149,7 +172,7 @@ class SqliteStorage:
 
     def points(self, study: str) -> dict[str, Point]:
         """All points by key; see Storage."""
-        rows = self._db.execute("SELECT * FROM points WHERE study = ? ORDER BY rowid", (study,))
+        rows = self._rows("SELECT * FROM points WHERE study = ? ORDER BY rowid", study)
         return {
             row["key"]: Point(
                 row["key"],

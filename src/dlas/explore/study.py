@@ -5,7 +5,7 @@ from __future__ import annotations
 import fcntl
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 from time import monotonic
@@ -19,7 +19,7 @@ from dlas.core.environment import fingerprint, load, machine_key
 from dlas.core.errors import DlasError
 from dlas.core.figure import Figure, Outcome, Record, Source
 from dlas.core.options import build_options
-from dlas.core.statistics import wilson
+from dlas.core.statistics import proportion
 from dlas.core.timing import Protocol as TimingProtocol
 from dlas.core.worker import WorkerFailure
 from dlas.data.metrics import top1
@@ -106,7 +106,7 @@ class Study:
             return
         storage = SqliteStorage(self.out / "study.db", create=write)
         try:
-            with _alone(self.out / ".study.lock"):
+            with _alone(self.out / ".study.lock") if write else nullcontext():
                 yield storage
         finally:
             storage.close()
@@ -135,9 +135,12 @@ class _Run:
         if fresh:
             self.storage.forget(name, list(self.keys.values()))
         done = self.storage.points(name)
+        todo = [stack for stack in self.stacks if not self._settled(done.get(self.keys[stack]))]
         if name in self.storage.studies():
-            self.changes = self.storage.study(name)["changes"]
-        todo = [stack for stack in self.stacks if self.keys[stack] not in done]
+            # Of a study whose file was changed, only what belongs to points that still count.
+            kept = {str(stack.compress) for stack in self.stacks if self.keys[stack] in done}
+            known = self.storage.study(name)["changes"]
+            self.changes = {pipeline: rows for pipeline, rows in known.items() if pipeline in kept}
         self.progress.start(len(self.stacks))
         self.progress.advance(len(self.stacks) - len(todo))
         self.storage.put_study(name, self._facts())
@@ -149,6 +152,13 @@ class _Run:
                 self.panel.close()
             self.storage.put_study(name, self._facts())
         return load_result(self.storage, name)
+
+    def _settled(self, point: Point | None) -> bool:
+        """Whether nothing is left to try: what the limits may have stopped is tried again under other ones."""
+        if point is None:
+            return False
+        stopped = point.record.outcome in (Outcome.CRASH, Outcome.TIMEOUT)
+        return not stopped or point.record.environment.get("limits") == asdict(self.spec.limits)
 
     def _facts(self) -> dict[str, Any]:
         network, rows = self.bench.network.facts, self.bench.rows.facts
@@ -182,11 +192,12 @@ class _Run:
             self._require_data(pipeline)
             product = self.bench.compressed(pipeline)
             judged = self._judge(product)
-        except (WorkerFailure, DlasError) as failure:
+        except DlasError as failure:
             for stack in stacks:
                 self._store(stack, failure_record(failure, f"compress {pipeline}"), monotonic() - started)
             return
         self.changes[str(pipeline)] = self.bench.changes(product)
+        self.storage.put_study(self.spec.name, self._facts())  # before its points: a kill must not part them
         for target in dict.fromkeys(s.target for s in stacks):
             for threads in dict.fromkeys(s.threads for s in stacks):
                 members = [s for s in stacks if s.target == target and s.threads == threads]
@@ -202,10 +213,15 @@ class _Run:
         """Figures and facts of a compressed network that hold on every back end."""
         figures = {name: Figure.from_dict(f) for name, f in product.facts["figures"].items()}
         scores = self.bench.scores(product)
+        broken = int(np.sum(~np.isfinite(scores.reshape(len(scores), -1)).all(axis=1)))
+        if broken:
+            raise NotFiniteError(f"{broken} of {len(scores)} rows come out as NaN or infinity")
         original = self.bench.scores(self.bench.network)
         labels = self.bench.labels
         if scores.ndim == 2 and scores.shape == original.shape:
-            figures["agreement"] = _share(scores.argmax(1) == original.argmax(1))
+            figures["agreement"] = proportion(
+                int(np.sum(scores.argmax(1) == original.argmax(1))), len(scores)
+            )
             if labels is not None:
                 figures["top1"] = top1(scores, labels)
         floor = self.bench.floor(product)
@@ -224,8 +240,12 @@ class _Run:
         if self.panel is None:
             self.panel = Panel(self.bench, self.spec.space.baseline, self.executor, self.protocol)
         members = [Member(stack, product, self.bench.floor(product)) for stack in stacks]
-        with ThreadPoolExecutor(max_workers=2) as pool:
+        pool = ThreadPoolExecutor(max_workers=2)
+        try:
             opened = list(pool.map(self.panel.open, members))
+        finally:
+            # After Ctrl-C nobody waits for a compiler: its worker is killed as the study closes its executor.
+            pool.shutdown(wait=False, cancel_futures=True)
         ready = [m for m in opened if m.failure is None]
         self.progress.step(f"time {stacks[0].compress}, {stacks[0].threads} thread(s)")
         self.panel.time(ready)
@@ -256,10 +276,14 @@ class _Run:
 
     def _store(self, stack: Stack, record: Record, seconds: float) -> None:
         baseline = stack == self.spec.space.baseline
-        record = replace(record, environment={"load": load()})
+        record = replace(record, environment={"load": load(), "limits": asdict(self.spec.limits)})
         point = Point(self.keys[stack], stack.choices(), record, baseline, seconds)
         self.storage.put_point(self.spec.name, point)
         self.progress.advance()
+
+
+class NotFiniteError(DlasError):
+    """A network answers with NaN or infinity: there is nothing to compare a back end with."""
 
 
 def load_result(storage: Storage, name: str) -> StudyResult:
@@ -307,7 +331,8 @@ def failure_record(failure: DlasError, where: str) -> Record:
     if isinstance(failure, WorkerFailure):
         reason = f"{where}: {failure.reason}"
         return Record(failure.outcome, reason, stderr_tail=failure.stderr_tail)
-    return Record(Outcome.UNSUPPORTED, f"{where}: {failure}")
+    outcome = Outcome.WRONG if isinstance(failure, NotFiniteError) else Outcome.UNSUPPORTED
+    return Record(outcome, f"{where}: {failure}")
 
 
 def check_choices(spec: StudySpec) -> None:
@@ -330,12 +355,6 @@ def _baseline_facts(points: tuple[Point, ...]) -> dict[str, Any]:
         if figure in base.record.figures:
             facts[f"baseline_{figure}"] = base.record.figures[figure].value
     return facts
-
-
-def _share(hits: np.ndarray) -> Figure:
-    count, n = int(hits.sum()), len(hits)
-    low, high = wilson(count, n)
-    return Figure(count / n, "fraction", Source.MEASURED, low, high, n)
 
 
 @contextmanager
