@@ -53,9 +53,9 @@ def test_a_level_above_the_processor_is_refused(monkeypatch, level, isa, usable)
 
 def test_sapphire_rapids_needs_amx(monkeypatch):
     monkeypatch.setattr(host, "x86_level", lambda: "x86-64-v4")
-    monkeypatch.setattr(host, "_flags", lambda: frozenset({"avx512_vnni"}))
+    monkeypatch.setattr(host, "cpu_flags", lambda: frozenset({"avx512_vnni"}))
     assert "amx_int8" in target_for("host:isa=sapphirerapids").unusable()
-    monkeypatch.setattr(host, "_flags", lambda: frozenset(host._SAPPHIRE_RAPIDS))
+    monkeypatch.setattr(host, "cpu_flags", lambda: frozenset(host._SAPPHIRE_RAPIDS))
     assert target_for("host:isa=sapphirerapids").unusable() == ""
 
 

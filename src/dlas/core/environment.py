@@ -42,7 +42,7 @@ def fingerprint() -> dict[str, Any]:
         "isa": x86_level(),
         "cores": os.cpu_count() or 1,
         "cores_usable": usable_cores(),
-        "memory_bytes": _memory_bytes(),
+        "memory_bytes": memory_bytes(),
         "os": f"{platform.system()} {platform.release()} {platform.machine()}",
         "python": platform.python_version(),
         "versions": dict(versions()),
@@ -61,7 +61,7 @@ def x86_level() -> str:
     machine = platform.machine()
     if machine not in ("x86_64", "AMD64"):
         return machine
-    flags = _cpuinfo()[1]
+    flags = cpu_flags()
     for level, needed in (("v4", _V4), ("v3", _V3), ("v2", _V2)):
         if needed <= flags:
             return f"x86-64-{level}"
@@ -75,7 +75,12 @@ def cpu_model() -> str:
 
 def relevant_flags() -> tuple[str, ...]:
     """Those of :data:`FLAGS` that this processor has."""
-    return tuple(flag for flag in FLAGS if flag in _cpuinfo()[1])
+    return tuple(flag for flag in FLAGS if flag in cpu_flags())
+
+
+def cpu_flags() -> frozenset[str]:
+    """Every feature of this processor, as ``/proc/cpuinfo`` spells them; empty where it cannot be read."""
+    return _cpuinfo()[1]
 
 
 def usable_cores() -> int:
@@ -113,7 +118,8 @@ def _cpuinfo() -> tuple[str, frozenset[str]]:
     return model or platform.processor() or platform.machine(), flags
 
 
-def _memory_bytes() -> int:
+def memory_bytes() -> int:
+    """Physical memory, or the limit of the container this process runs in."""
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     # A container's own limit is what counts inside it.
     for place in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):

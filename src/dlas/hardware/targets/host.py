@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import platform
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from dlas.core.environment import x86_level
+from dlas.core.environment import cpu_flags, memory_bytes, x86_level
 from dlas.core.options import option
 from dlas.hardware.target import EnergyReader, Target, targets
 
@@ -40,8 +39,8 @@ class Host(Target):
 
     @property
     def memory_bytes(self) -> int:
-        """Physical memory."""
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        """Physical memory, or what a container leaves of it."""
+        return memory_bytes()
 
     @property
     def isa(self) -> str:
@@ -57,7 +56,7 @@ class Host(Target):
         if level not in _LEVELS:
             return f"isa={wanted} needs an x86-64 processor, this is {platform.machine()}"
         if wanted == "sapphirerapids":
-            lacking = [flag for flag in _SAPPHIRE_RAPIDS if flag not in _flags()]
+            lacking = [flag for flag in _SAPPHIRE_RAPIDS if flag not in cpu_flags()]
             if lacking:
                 return f"this processor lacks {', '.join(lacking)}, which isa=sapphirerapids needs"
             wanted = "x86-64-v4"
@@ -116,11 +115,3 @@ def _is_package(zone: Path) -> bool:
 
 def _microjoules(counter: Path) -> int:
     return int(counter.read_text())
-
-
-def _flags() -> frozenset[str]:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return frozenset()
-    return frozenset(next((line.split(":", 1)[1].split() for line in lines if line.startswith("flags")), ()))
