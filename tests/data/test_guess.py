@@ -5,7 +5,7 @@ import pytest
 
 from dlas.core.errors import DataError
 from dlas.data.dataset import Dataset
-from dlas.data.guess import guess_preprocessing
+from dlas.data.guess import background_class, guess_preprocessing
 from dlas.data.preprocess import prepare
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (20, 32, 32, 3), np.uint8)
@@ -90,3 +90,12 @@ def test_shapes_that_hold_no_image():
         guess_preprocessing((1, 8, 8, 8), "float32", LABELLED, lambda _: 0.0)
     with pytest.raises(DataError, match="cannot be decoded"):
         guess_preprocessing((1, 3, 8, 8), "float32", encoded, lambda _: 0.0)
+
+
+def test_labels_that_fit_one_class_further_on_are_noticed():
+    labels = np.arange(60) % 9
+    scores = np.eye(10, dtype=np.float32)[labels + 1]
+    assert "label_offset=1" in background_class(scores, labels)
+    assert background_class(np.eye(10, dtype=np.float32)[labels], labels) == ""
+    assert background_class(scores[:10], labels[:10]) == ""  # too few rows to tell
+    assert background_class(scores[:, :9], labels) == ""  # no class to move on to

@@ -79,6 +79,8 @@ def split_choices(text: str) -> list[str]:
 
 def show(found: CompareReport) -> None:
     """Print a comparison."""
+    from dlas.verify.differential import Verdict
+
     floor = found.floor
     top1 = f", top-1 {figure_text(found.source_top1)}" if found.source_top1 else ""
     say(
@@ -89,6 +91,9 @@ def show(found: CompareReport) -> None:
     for row in found.paths:
         c = row.comparison
         verdict = str(row.verdict) if c is not None else str(row.outcome)
+        if c is not None and c.verdict in (Verdict.SHAPE, Verdict.NAN):
+            rows.append((row.target, row.path, verdict, *[""] * 4, figure_text(row.top1), row.reason))
+            continue
         rows.append(
             (
                 row.target,

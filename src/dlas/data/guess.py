@@ -21,6 +21,7 @@ Judge = Callable[[Preprocessing], float]
 JUDGED_ROWS = 200
 _CROP_SHARE = 0.875  # of the resized image that the usual ImageNet centre crop keeps
 _CHANCE_FACTOR = 2.0
+_FEWEST_ROWS = 20  # fewer say nothing about accuracy
 
 
 def guess_preprocessing(
@@ -109,6 +110,23 @@ def _geometry_words(base: Preprocessing) -> str:
     if base.resize:
         return f"short side to {base.resize}, centre crop {base.height}x{base.width}"
     return f"images at {base.height}x{base.width}"
+
+
+def background_class(scores: np.ndarray, labels: np.ndarray) -> str:
+    """A sentence if the labels fit these scores much better one class further on; else an empty string.
+
+    Networks of some libraries keep class 0 for the background, and their accuracy then looks like chance.
+    """
+    rows = scores.reshape(len(scores), -1)
+    if len(rows) < _FEWEST_ROWS or len(rows) != len(labels) or int(labels.max()) + 1 >= rows.shape[1]:
+        return ""
+    own, shifted = top1(rows, labels), top1(rows, labels, 1)
+    if own.high is None or shifted.low is None or shifted.low <= max(own.high, 2 * own.value):
+        return ""
+    return (
+        f"top-1 is {own.value:.1%}, but {shifted.value:.1%} with labels moved on by one: is class 0 the background? "
+        "`dlas run --set data.label_offset=1` moves them"
+    )
 
 
 def with_guessed_preprocessing(model: Model, dataset: Dataset) -> tuple[Model, str]:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
+import onnx_ir as ir
 
 from dlas.core.errors import ShapeError
 from dlas.graph.model import Model, TensorSpec
@@ -25,7 +26,12 @@ def input_quantisation(model: Model) -> tuple[float, int] | None:
 def output_quantisation(model: Model) -> tuple[float, int] | None:
     """Scale and zero point of an integer first output, read off the QuantizeLinear that produces it."""
     node = model.ir.graph.outputs[0].producer()
-    return _constants(node.inputs[1:]) if node is not None and node.op_type == "QuantizeLinear" else None
+    return encoding_of(node) if node is not None and node.op_type == "QuantizeLinear" else None
+
+
+def encoding_of(node: ir.Node) -> tuple[float, int] | None:
+    """Scale and zero point of a QuantizeLinear or DequantizeLinear per tensor; None if they are no constants."""
+    return _constants(node.inputs[1:])
 
 
 def to_real(scores: np.ndarray, model: Model) -> np.ndarray:
@@ -108,6 +114,22 @@ def adapt_rows(x: np.ndarray, model: Model) -> np.ndarray:
     raise ShapeError(
         f"rows of dtype {x.dtype.name} cannot be given to input {spec.name!r} of dtype {spec.dtype}"
     )
+
+
+def clipped_share(x: np.ndarray, model: Model) -> tuple[float, float, float]:
+    """Share of the float rows ``x`` that an integer input saturates, and the range it holds.
+
+    Returns:
+        Share, lowest and highest value; ``(0, -inf, inf)`` for rows or inputs that are not quantised on the way in.
+    """
+    dtype, known = model.inputs[0].dtype, input_quantisation(model)
+    if dtype not in ("int8", "uint8") or known is None or not np.issubdtype(x.dtype, np.floating):
+        return 0.0, -np.inf, np.inf
+    scale, zero_point = known
+    info = np.iinfo(dtype)
+    low, high = (info.min - zero_point) * scale, (info.max - zero_point) * scale
+    outside = (x < low - scale / 2) | (x > high + scale / 2)
+    return float(outside.mean()), low, high
 
 
 def _constants(values: object) -> tuple[float, int] | None:

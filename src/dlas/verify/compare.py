@@ -15,11 +15,11 @@ from dlas.core.figure import Figure, Outcome
 from dlas.core.options import Choice
 from dlas.core.worker import Worker, WorkerFailure, run_in_worker
 from dlas.data.dataset import Dataset
-from dlas.data.guess import with_guessed_preprocessing
+from dlas.data.guess import background_class, with_guessed_preprocessing
 from dlas.data.metrics import top1
 from dlas.graph.format import read_model
 from dlas.graph.model import Model
-from dlas.graph.signature import adapt_rows, random_array, to_real
+from dlas.graph.signature import adapt_rows, clipped_share, encoding_of, random_array, to_real
 from dlas.runtime.native import owner
 from dlas.verify.differential import (
     Comparison,
@@ -31,6 +31,8 @@ from dlas.verify.differential import (
 )
 
 Report = Callable[[str], None]
+
+_CLIPPED = 0.05  # calibration with percentiles leaves out less than this
 
 
 @dataclass(frozen=True)
@@ -144,12 +146,17 @@ def compare_files(
         model, note = with_guessed_preprocessing(source.model, data)
         source = replace(source, model=model)
         tell(note)
+    outputs = source.model.outputs
+    if len(outputs) > 1:
+        tell(f"only the first of {len(outputs)} outputs is compared: {outputs[0].name}")
     tell(f"run {source.path.name} on {owner(source.path)}")
     x, labels = _rows(source.model, data, rows)
     try:
         reference = _native(source, x, timeout_s)
     except WorkerFailure as failure:
         raise DlasError(f"{source.path.name}: the source itself cannot be run: {failure.reason}") from failure
+    if labels is not None and is_classifier(reference) and (hint := background_class(reference, labels)):
+        tell(hint)
     floor = _floor(source.model, x)
     results = []
     for target in targets:
@@ -171,6 +178,8 @@ def compare_layers(source: Model, target: Model, x: np.ndarray) -> list[dict[str
     found = []
     for name, value in a.items():
         other = b.get(name)
+        if other is not None and np.issubdtype(other.dtype, np.integer):
+            other = _decoded(other, target, name)
         if other is None or other.shape != value.shape or not np.issubdtype(value.dtype, np.floating):
             continue
         # Masks hold -inf on purpose: there is no distance to measure.
@@ -186,6 +195,15 @@ def compare_layers(source: Model, target: Model, x: np.ndarray) -> list[dict[str
             }
         )
     return found
+
+
+def _decoded(codes: np.ndarray, model: Model, name: str) -> np.ndarray | None:
+    """The real values that an integer tensor of a quantised network stands for; None if it stands for none."""
+    for node in model.ir.graph:
+        if node.op_type == "QuantizeLinear" and node.outputs[0].name == name:
+            known = encoding_of(node)
+            return None if known is None else (codes.astype(np.float32) - known[1]) * np.float32(known[0])
+    return None
 
 
 def _try(
@@ -211,7 +229,21 @@ def _try(
         return PathResult(target.path.name, name, Outcome.UNSUPPORTED, str(error))
     comparison = compare_outputs(reference, answers, floor=floor)
     outcome = Outcome.OK if comparison.verdict.right else Outcome.WRONG
-    return PathResult(target.path.name, name, outcome, comparison.reason, comparison, _top1(answers, labels))
+    reason = comparison.reason
+    if outcome is Outcome.WRONG:
+        reason += _clipping(target.model, x, data)
+    return PathResult(target.path.name, name, outcome, reason, comparison, _top1(answers, labels))
+
+
+def _clipping(model: Model, x: np.ndarray, data: Dataset | None) -> str:
+    """What to add to the reason of a wrong answer whose integer input could not hold the source's rows."""
+    if data is not None and model.preprocessing is not None:
+        return ""
+    share, low, high = clipped_share(x, model)
+    if share < _CLIPPED:
+        return ""
+    dtype = model.inputs[0].dtype
+    return f"; its {dtype} input holds {low:.4g} to {high:.4g}, and {share:.0%} of the values lie outside"
 
 
 def _rows(model: Model, data: Dataset | None, rows: int) -> tuple[np.ndarray, np.ndarray | None]:
