@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dlas.core.errors import DlasError
+from dlas.core.errors import DataError, DlasError, OptionError
 
 if TYPE_CHECKING:
     from dlas.compress.method import Progress as MethodProgress
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from dlas.verify.conversion import Conversion
 
 ModelLike = "str | Path | Model"
+_MODELS = "a path, a name of `dlas list`, a Model or a torch.nn.Module"
 
 
 def load(
@@ -60,6 +61,7 @@ def load(
     else:
         from dlas.graph.formats.torch import from_module
 
+        _check_module(source, example)
         model = from_module(source, example, name or type(source).__name__)
     if name:
         model = model.renamed(name)
@@ -70,6 +72,8 @@ def load(
 
 def model_path(source: str | Path) -> Path:
     """Where a model lies: a name dlas ships, a path, or a path below DLAS_DATA."""
+    if not isinstance(source, str | Path):
+        raise OptionError("model", source, _MODELS)
     from dlas.core.paths import resolve
     from dlas.models.pretrained import pretrained_path
 
@@ -79,7 +83,10 @@ def model_path(source: str | Path) -> Path:
 def save(model: Model, path: str | Path) -> Written:
     """Write a network in the format that the ending of ``path`` names; returns notes on what could not be kept."""
     from dlas.graph.format import save_model
+    from dlas.graph.model import Model
 
+    if not isinstance(model, Model):
+        raise OptionError("model", model, "a Model", "make one with dlas.load")
     return save_model(model, Path(path))
 
 
@@ -114,6 +121,10 @@ def compress(
             "write them behind their method: magnitude:sparsity=0.8",
         )
     rows, current = dataset(data, split), load(model)
+    if rows is not None:
+        current, note = prepared_for(current, rows)
+        if note and progress is not None:
+            progress(0.0, note)
     for text in methods:
         choice = Choice.parse(text)
         choice = Choice.of(choice.name, **{**choice.as_dict(), **options})
@@ -154,6 +165,9 @@ def compile(
     """Compile a network; the result has ``run``, ``profile``, ``memory`` and ``close``."""
     from dlas.runtime.backend import backend_for
 
+    for name, value in (("threads", threads), ("batch", batch)):
+        if not isinstance(value, int) or value < 1:
+            raise OptionError(name, value, "a whole number of at least 1")
     return backend_for(backend).compile(load(model), target, threads=threads, batch=batch)
 
 
@@ -207,7 +221,7 @@ def compare(
 
 def bench(
     model: str | Path | Model,
-    backends: Sequence[str] = (),
+    backends: str | Sequence[str] = (),
     *,
     threads: Sequence[int] = (1,),
     target: str = "host",
@@ -221,7 +235,7 @@ def bench(
 
     return run(
         load(model),
-        list(backends) or installed_backends(),
+        [backends] if isinstance(backends, str) else list(backends) or installed_backends(),
         threads=threads,
         target=target,
         protocol=protocol,
@@ -257,8 +271,39 @@ def report(result: StudyResult, path: str | Path) -> Path:
 
 def dataset(data: Any, split: str = "") -> Dataset | None:
     """A data set by path or name; None and Datasets pass through."""
+    from dlas.data.dataset import Dataset
     from dlas.data.find import load_dataset
 
     if isinstance(data, str | Path):
         return load_dataset(data, split=split) if str(data) else None
+    if data is not None and not isinstance(data, Dataset):
+        raise DataError(
+            f"data is a {type(data).__name__}", "give a path, the name of a data set, or a dlas.Dataset"
+        )
     return data
+
+
+def prepared_for(model: Model, rows: Dataset) -> tuple[Model, str]:
+    """``model``, with the preprocessing found out from labelled images if it says none, and a sentence on it."""
+    from dlas.data.guess import with_guessed_preprocessing
+
+    ready = not isinstance(rows.samples, Sequence) and rows.samples.dtype.kind == "f"
+    if model.preprocessing is not None or ready or rows.labels is None or len(model.inputs) != 1:
+        return model, ""
+    return with_guessed_preprocessing(model, rows)
+
+
+def _check_module(source: Any, example: Any) -> None:
+    """Raise OptionError unless these are a torch module and the example it needs."""
+    import torch
+
+    if not isinstance(source, torch.nn.Module):
+        raise OptionError("model", source, _MODELS)
+    given = example if isinstance(example, tuple | list) else (example,)
+    if not given or not all(hasattr(part, "shape") for part in given):
+        raise OptionError(
+            "example",
+            example,
+            "an input tensor of the module, batch axis first",
+            "dlas.load(module, torch.zeros(1, ...))",
+        )

@@ -50,7 +50,7 @@ def compress(
     json: Json = False,
 ) -> None:
     """Compress a network. Options of a single method may follow as --sparsity 0.8."""
-    from dlas.api import load, model_path
+    from dlas.api import load, model_path, prepared_for
     from dlas.cli._shared import dataset
     from dlas.compress.method import methods as known
     from dlas.core.options import Choice
@@ -66,6 +66,10 @@ def compress(
     if not plan and target.exists() and not force:
         raise DlasError(f"{target} exists", "give -o another name, or --force to replace it")
 
+    if found is not None:
+        network, note = prepared_for(network, found)
+        if note:
+            say(note)
     current, plans = network, []
     with Bar() as bar:
         bar.start(100)
