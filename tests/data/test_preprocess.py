@@ -157,7 +157,7 @@ def test_network_says_what_it_takes():
     model = network(["n", 3, 6, 8], preprocessing=Preprocessing(6, 8))
     assert prepare(ENCODED, model).shape == (5, 3, 6, 8)
     with pytest.raises(
-        DataError, match=r"become float32\['N', 3, 6, 8\], but input 'x' of net takes float32\[1, 3, 8, 8\]"
+        DataError, match=r"become float32\[N, 3, 6, 8\], but input 'x' of net takes float32\[1, 3, 8, 8\]"
     ):
         prepare(ENCODED, network([1, 3, 8, 8], preprocessing=Preprocessing(6, 8)))
     with pytest.raises(DataError, match="takes int8"):

@@ -56,12 +56,15 @@ def info(
     head += [
         ("source", ", ".join(f"{k} {v[:16]}" if k == "sha256" else f"{v}" for k, v in loaded.source.items()))
     ]
-    head += [("input", f"{s.name}: {s.dtype} {list(s.shape)}") for s in loaded.inputs]
-    head += [("output", f"{s.name}: {s.dtype} {list(s.shape)}") for s in loaded.outputs]
+    head += [("input", f"{s.name}: {s.dtype} [{_shape(s)}]") for s in loaded.inputs]
+    head += [("output", f"{s.name}: {s.dtype} [{_shape(s)}]") for s in loaded.outputs]
     head += [(name, _number(figure)) for name, figure in numbers.items()]
     if loaded.preprocessing is not None:
         head.append(("preprocessing", loaded.preprocessing.to_json()))
-    head += [("history", f"{s.action} {dict(s.options) or ''}") for s in loaded.history]
+    head += [
+        ("history", " ".join([s.action, *(f"{k}={v}" for k, v in s.options.items())])) for s in loaded.history
+    ]
+    head += [("note", note) for step in loaded.history for note in step.notes]
     write_table(("", ""), head)
     if layers:
         write_table(
@@ -82,6 +85,10 @@ def info(
         )
     if loaded.preprocessing is None:
         say("this file does not say what samples must go through; dlas run finds it out from labelled data")
+
+
+def _shape(spec) -> str:
+    return ", ".join(map(str, spec.shape))
 
 
 def _number(figure) -> str:

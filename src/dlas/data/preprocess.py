@@ -109,10 +109,18 @@ def decode(data: bytes, label: str) -> Image.Image:
     Raises:
         DataError: Not an image of a known format, truncated, corrupt or too large.
     """
-    from PIL import Image
+    from PIL import Image, UnidentifiedImageError
 
     try:
-        image = Image.open(io.BytesIO(data), formats=_FORMATS)
+        try:
+            image = Image.open(io.BytesIO(data), formats=_FORMATS)
+        except UnidentifiedImageError as error:  # its own message names an object in memory
+            kind = (
+                "a WAV recording" if data[:4] == b"RIFF" and data[8:12] == b"WAVE" else "of no known format"
+            )
+            raise DataError(
+                f"{label} cannot be decoded as an image: it is {kind}", f"known: {', '.join(_FORMATS)}"
+            ) from error
         limit = Image.MAX_IMAGE_PIXELS
         if limit is not None and image.width * image.height > limit:
             raise DataError(
@@ -180,10 +188,15 @@ def _check_fit(batch: np.ndarray, model: Model, dataset: Dataset) -> None:
     )
     if not fits or batch.dtype.name != spec.dtype:
         raise DataError(
-            f"samples of {dataset.name} become {batch.dtype.name}{['N', *batch.shape[1:]]}, but input {spec.name!r} "
-            f"of {model.name} takes {spec.dtype}{list(spec.shape)}",
+            f"samples of {dataset.name} become "
+            f"{_spelled(batch.dtype.name, ['N', *batch.shape[1:]])}, but input {spec.name!r} "
+            f"of {model.name} takes {_spelled(spec.dtype, spec.shape)}",
             "change the preprocessing, or use a data set of the network's own input shape",
         )
+
+
+def _spelled(dtype: str, shape: Sequence[int | str]) -> str:
+    return f"{dtype}[{', '.join(map(str, shape))}]"
 
 
 def _ready(dataset: Dataset, rows: range, steps: Preprocessing) -> np.ndarray:
@@ -230,7 +243,7 @@ def _pixels(dataset: Dataset, rows: range, steps: Preprocessing, pool: ThreadPoo
             samples = samples[..., None]
         if samples.ndim != 4 or samples.shape[3] not in (1, 3, 4):
             raise DataError(
-                f"{dataset.name} holds uint8{['N', *samples.shape[1:]]}, which are not images",
+                f"{dataset.name} holds {_spelled('uint8', ['N', *samples.shape[1:]])}, which are not images",
                 "expected (N, H, W, C) with 1, 3 or 4 channels",
             )
         if samples.shape[1:] == wanted and steps.resize in (0, min(wanted[:2])):
