@@ -12,7 +12,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 
@@ -103,9 +103,10 @@ class Backend(Configurable):
         A back end that picks its instructions itself would be measured with those of this machine, whatever the
         target says; that is refused.
         """
-        if not self.isa_aware and target.isa != "native":
-            return f"it chooses its instructions itself and cannot be held to {target.isa}"
-        return target.unusable() or self.supports(model, target)
+        reason = target.unusable()
+        if not reason and not self.isa_aware and target.isa != "native":
+            reason = f"it chooses its instructions itself and cannot be held to {target.isa}"
+        return reason or self.supports(model, target)
 
     @abstractmethod
     def build(self, model: Model, target: Target, folder: Path, *, batch: int = 1) -> None:
@@ -160,10 +161,3 @@ def installed_backends() -> list[str]:
     """Back ends whose libraries are here, onnxruntime first."""
     ready = [name for name, member in backends.members() if not member.missing()]
     return sorted(ready, key=lambda name: (name != "onnxruntime", name))
-
-
-def facts(member: type[Backend]) -> dict[str, Any]:
-    """Facts about a back end for ``dlas list``."""
-    from dlas.core.lazy import distribution_version
-
-    return {"version": distribution_version(member.distribution), "isa_aware": member.isa_aware}
