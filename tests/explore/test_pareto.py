@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from dlas.core.figure import Figure, Outcome, Record, Source
-from dlas.explore.pareto import hypervolume, knee, non_dominated, pareto_keys, reference_point
+from dlas.explore.pareto import hypervolume, non_dominated, pareto_keys, reference_point
 from dlas.explore.result import Objective, Point
 
 
@@ -90,15 +90,6 @@ def test_the_reference_point_lies_beyond_the_worst_whatever_its_sign() -> None:
     values = np.array([[2.0, -0.8], [4.0, -0.5]])
     np.testing.assert_allclose(reference_point(values), [4.4, -0.45])
     assert (values < reference_point(values)).all()
-
-
-def test_the_knee_is_farthest_below_the_line_between_the_extremes() -> None:
-    front = np.array([[0.0, 10.0], [1.0, 2.0], [4.0, 1.0], [10.0, 0.0]])
-    scaled = front / 10
-    distance = (1 - scaled.sum(axis=1)) / np.sqrt(2)
-    assert knee(front) == int(np.argmax(distance)) == 1
-    assert knee(front * [1000.0, 0.001]) == 1  # the scale of an objective does not matter
-    assert knee(np.array([[3.0, 3.0]])) == 0
 
 
 def point(key: str, latency: float | None, top1: float, outcome: Outcome = Outcome.OK) -> Point:

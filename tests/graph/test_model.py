@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
 from dlas.core.errors import ModelError, OptionError, ShapeError
-from dlas.graph.model import Model, Step, TensorSpec, names_of, step_versions
+from dlas.graph.model import Model, Step, TensorSpec, step_versions
 from dlas.graph.preprocessing import Preprocessing
 from dlas.testing.models import images, residual
 
@@ -123,7 +123,7 @@ def test_names_fit_files(given_name: str, expected: str) -> None:
 def test_the_signature() -> None:
     model = residual()
     assert model.inputs == (TensorSpec("image", ("N", 3, 12, 12), "float32"),)
-    assert names_of(model.outputs) == ["logits"]
+    assert [s.name for s in model.outputs] == ["logits"]
     assert model.inputs[0].is_dynamic
     assert model.inputs[0].bound(5) == (5, 3, 12, 12)
     assert TensorSpec("x", (2, 3), "int8").bound(9) == (2, 3)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from dlas.core.figure import Figure
 from dlas.core.options import Choice, Configurable
@@ -74,8 +74,3 @@ def compress_model(
     if isinstance(choice, str):
         choice = Choice.parse(choice)
     return methods.get(choice.name)(**choice.as_dict()).apply(model, data, progress)
-
-
-def describe(member: type[Method]) -> dict[str, Any]:
-    """Facts about a method for ``dlas list``."""
-    return {"needs_data": member.needs_data}

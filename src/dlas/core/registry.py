@@ -13,8 +13,7 @@ import importlib.metadata
 import logging
 import pkgutil
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar
 
 from dlas.core.errors import DlasError, UnknownNameError
 
@@ -26,27 +25,6 @@ class RegistryError(DlasError):
     """Two members claim one name, or a module does not register what its name promises."""
 
     exit_code = 3
-
-
-@dataclass(frozen=True)
-class MemberInfo:
-    """What ``dlas list`` prints about one choice.
-
-    Attributes:
-        name: Registered name, kebab case.
-        family: Family it belongs to, such as ``method`` or ``backend``.
-        layer: Folder of the stack that holds it.
-        summary: One line of purpose.
-        options: Option name to (type, default, help).
-        missing: Why it cannot be used here, empty if it can.
-    """
-
-    name: str
-    family: str
-    layer: str
-    summary: str
-    options: dict[str, dict[str, Any]] = field(default_factory=dict)
-    missing: str = ""
 
 
 class Registry(Generic[T]):

@@ -83,14 +83,3 @@ def _sliced(front: np.ndarray, reference: np.ndarray) -> float:
             below = front[: index + 1, :-1]
             volume += (end - start) * _sliced(below[non_dominated(below)], reference[:-1])
     return float(volume)
-
-
-def knee(values: np.ndarray) -> int:
-    """Row of ``(N, 2)`` farthest below the line between the two extremes, after scaling both axes to 0..1.
-
-    With fewer than three rows, or a front without extent, the first row of the smallest sum is taken.
-    """
-    values = np.asarray(values, np.float64)
-    low, high = values.min(axis=0), values.max(axis=0)
-    scaled = (values - low) / np.where(high > low, high - low, 1.0)
-    return int(np.argmin(scaled.sum(axis=1)))

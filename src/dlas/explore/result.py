@@ -9,9 +9,6 @@ from typing import Any
 from dlas.core.errors import OptionError
 from dlas.core.figure import Record
 
-LAYERS = ("data", "model", "compress", "kernels", "runtime", "hardware")
-"""The layers of the stack in order; every point makes one choice in each."""
-
 
 @dataclass(frozen=True)
 class Objective:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -219,8 +219,3 @@ def step_versions(*distributions: str) -> dict[str, str]:
     from dlas.core.lazy import distribution_version
 
     return {"dlas": dlas.__version__, **{d: distribution_version(d) for d in distributions}}
-
-
-def names_of(specs: Sequence[TensorSpec]) -> list[str]:
-    """Just the names."""
-    return [s.name for s in specs]

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import Any, ClassVar
+from typing import ClassVar
 
-from dlas.core.figure import Figure, Source
+from dlas.core.figure import Source
 from dlas.core.options import Choice, Configurable
 from dlas.core.registry import Registry
 
@@ -53,11 +53,3 @@ def target_for(choice: str | Choice) -> Target:
     if isinstance(choice, str):
         choice = Choice.parse(choice)
     return targets.get(choice.name)(**choice.as_dict())
-
-
-def facts(member: type[Target]) -> dict[str, Any]:
-    """Facts about a target for ``dlas list``."""
-    return {"source": str(member.source)}
-
-
-__all__ = ["EnergyReader", "Figure", "Target", "facts", "target_for", "targets"]
