@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from dlas.verify.compare import CompareReport
     from dlas.verify.conversion import Conversion
 
-ModelLike = "str | Path | Model"
 _MODELS = "a path, a name of `dlas list`, a Model or a torch.nn.Module"
 
 
