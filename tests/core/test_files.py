@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import pytest
 
@@ -82,3 +83,9 @@ def test_name_that_the_system_refuses(tmp_path):
 def test_errors_of_the_block_pass_through(tmp_path):
     with pytest.raises(FileNotFoundError), atomic_path(tmp_path / "out"):
         (tmp_path / "input").read_bytes()
+
+
+@pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="needs a Linux /proc")
+def test_a_file_system_that_takes_no_files_is_a_refusal() -> None:
+    with pytest.raises(DlasError, match=r"cannot write /proc/net\.onnx"):
+        write_atomic(Path("/proc/net.onnx"), b"x")

@@ -110,6 +110,11 @@ def _check_folder(path: Path) -> None:
         raise DlasError(f"cannot write {path}: {parent} is not writable", _HINT)
 
 
+def _cannot_create(error: OSError) -> bool:
+    """Whether a file system without room for new entries (such as /proc) said "not found" in a folder that exists."""
+    return error.errno == errno.ENOENT and bool(error.filename) and Path(str(error.filename)).parent.is_dir()
+
+
 @contextlib.contextmanager
 def explain_write(what: str, hint: str) -> Iterator[None]:
     """Turn the system's refusal to write into a DlasError; any other error passes through.
@@ -121,6 +126,6 @@ def explain_write(what: str, hint: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno not in _REFUSALS:
+        if error.errno not in _REFUSALS and not _cannot_create(error):
             raise
         raise DlasError(f"cannot write {what}: {error.strerror}", hint) from error
