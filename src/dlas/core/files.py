@@ -112,7 +112,10 @@ def _check_folder(path: Path) -> None:
 
 def _cannot_create(error: OSError) -> bool:
     """Whether a file system without room for new entries (such as /proc) said "not found" in a folder that exists."""
-    return error.errno == errno.ENOENT and bool(error.filename) and Path(str(error.filename)).parent.is_dir()
+    if error.errno != errno.ENOENT or not error.filename:
+        return False
+    parent = Path(str(error.filename)).parent
+    return parent.is_dir() and os.statvfs(parent).f_blocks == 0
 
 
 @contextlib.contextmanager
