@@ -87,6 +87,7 @@ class Reader:
         self._raw: dict[int, dict[Perm, str]] = {}
         self._real: dict[tuple[int, Perm], str] = {}
         self._count = 0
+        self._taken = {tensor.name for tensor in self.tensors}
         self._kinds = schema()
         self._activations = enum_names("ActivationFunctionType")
         self._paddings = enum_names("Padding")
@@ -134,18 +135,23 @@ class Reader:
         **more: Any,
     ) -> str:
         """Add an ONNX node; returns the name of its first output (the others end in ``:1``, ``:2``, ...)."""
-        self._count += 1
-        base = f"{kind.lower()}_{self._count}"
+        base = self._fresh(kind.lower())
         names = [base, *(f"{base}:{n}" for n in range(1, outputs))]
         self._nodes.append(
             helper.make_node(kind, list(inputs), names, name=base, **{**(attributes or {}), **more})
         )
         return base
 
+    def _fresh(self, hint: str) -> str:
+        """A name that no tensor of the file has: files written by dlas hold names made here before."""
+        self._count += 1
+        while f"{hint}_{self._count}" in self._taken:
+            self._count += 1
+        return f"{hint}_{self._count}"
+
     def initializer(self, array: np.ndarray, hint: str = "constant") -> str:
         """Store a constant; returns its name."""
-        self._count += 1
-        name = f"{hint}_{self._count}"
+        name = self._fresh(hint)
         self._initializers[name] = numpy_helper.from_array(np.array(array, order="C"), name)
         return name
 
