@@ -112,3 +112,24 @@ def test_layers_of_a_quantised_network_are_compared_in_real_values(tmp_path: Pat
     )
     assert row["max_abs"] <= 0.0501  # half a step
     assert row["sqnr_db"] > 20
+
+
+def test_an_output_whose_axes_the_format_turns_is_still_equal(tmp_path: Path) -> None:
+    import onnx
+    from onnx import TensorProto, helper
+
+    from dlas.verify.conversion import convert_file
+
+    weight = np.random.default_rng(0).standard_normal((5, 3, 3, 3)).astype(np.float32)
+    graph = helper.make_graph(
+        [helper.make_node("Conv", ["x", "w"], ["y"], "conv", pads=[1, 1, 1, 1])],
+        "map",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", 3, 8, 6])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["N", 5, 8, 6])],
+        [onnx.numpy_helper.from_array(weight, "w")],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    onnx.save(model, tmp_path / "map.onnx")
+    done = convert_file(tmp_path / "map.onnx", tmp_path / "map.tflite")
+    assert done.check is not None
+    assert [str(p.verdict) for p in done.check.paths] == ["equal"]

@@ -104,7 +104,7 @@ def load_model(path: Path, **options: Any) -> Model:
         head = file.read(64)
     if not member.recognises(head):
         raise ModelError(
-            f"{path.name} is not a {member.name} file although it ends in {path.suffix}",
+            f"{path.name} holds no {member.name} network although it ends in {path.suffix}",
             "check that it was downloaded or exported completely",
         )
     return member(**options).load(path)

@@ -87,7 +87,7 @@ class Model:
         torch_module: The ``torch.nn.Module`` it was exported from, while the weights of both still agree.
     """
 
-    ir: ir.Model
+    ir: ir.Model = field(repr=False)
     name: str = "model"
     preprocessing: Preprocessing | None = None
     source: Mapping[str, str] = field(default_factory=dict)

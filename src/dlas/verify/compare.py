@@ -223,6 +223,8 @@ def _try(
             answers = _native(target, fed, timeout_s)
         else:
             answers = to_real(_on_backend(target.model, path, fed, timeout_s), target.model)
+        if answers.shape != reference.shape:
+            answers = _in_model_axes(answers, target)
     except WorkerFailure as failure:
         return PathResult(target.path.name, name, failure.outcome, failure.reason)
     except DlasError as error:
@@ -244,6 +246,16 @@ def _clipping(model: Model, x: np.ndarray, data: Dataset | None) -> str:
         return ""
     dtype = model.inputs[0].dtype
     return f"; its {dtype} input holds {low:.4g} to {high:.4g}, and {share:.0%} of the values lie outside"
+
+
+def _in_model_axes(answers: np.ndarray, target: Subject) -> np.ndarray:
+    """Answers of a file that dlas wrote with other axes, in the axes of the network it was written from."""
+    from dlas.graph.formats.tflite import read_layouts
+
+    if target.path.suffix.lower() != ".tflite":
+        return answers
+    order = read_layouts(target.path)["outputs"].get(target.model.outputs[0].name)
+    return answers.transpose(np.argsort(order)) if order and len(order) == answers.ndim else answers
 
 
 def _rows(model: Model, data: Dataset | None, rows: int) -> tuple[np.ndarray, np.ndarray | None]:
