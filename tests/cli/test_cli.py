@@ -261,3 +261,12 @@ def test_an_unknown_option_to_fail_on_is_refused() -> None:
 
     with pytest.raises(OptionError):
         compare("a.onnx", fail_on="anything")
+
+
+def test_a_speed_up_whose_interval_holds_one_is_not_claimed() -> None:
+    from dlas.cli.run import speedup_text
+    from dlas.core.figure import Figure, Source
+
+    assert speedup_text(Figure(1.01, "ratio", Source.MEASURED, 0.99, 1.03)) == "1.01x ~"
+    assert speedup_text(Figure(1.05, "ratio", Source.MEASURED, 1.01, 1.09)) == "1.05x"
+    assert speedup_text(None) == ""

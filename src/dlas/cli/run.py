@@ -26,6 +26,7 @@ from dlas.cli._shared import (
 from dlas.core.errors import OptionError
 
 if TYPE_CHECKING:
+    from dlas.core.figure import Figure
     from dlas.explore.result import Point, StudyResult
     from dlas.explore.spec import StudySpec
 
@@ -215,11 +216,19 @@ def _row(point: Point, result: StudyResult, several: bool) -> tuple[object, ...]
         figure_text(figures.get("top1")),
         figure_text(figures.get("agreement")),
         figure_text(figures.get("latency_ms"), 4) + (" noisy" if _noisy(point) else ""),
-        f"{speedup.value:.2f}x" if speedup else "",
+        speedup_text(speedup),
         figure_text(figures.get("peak_memory_bytes")),
         figure_text(figures.get("model_bytes")),
         point.record.reason,
     )
+
+
+def speedup_text(figure: Figure | None) -> str:
+    """``2.24x``; with a ``~`` where the interval holds 1, so that neither side may be called faster."""
+    if figure is None:
+        return ""
+    unclear = figure.low is not None and figure.high is not None and figure.low <= 1 <= figure.high
+    return f"{figure.value:.2f}x" + (" ~" if unclear else "")
 
 
 def _noisy(point: Point) -> bool:
