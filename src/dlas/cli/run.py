@@ -227,8 +227,9 @@ def speedup_text(figure: Figure | None) -> str:
     """``2.24x``; with a ``~`` where the interval holds 1, so that neither side may be called faster."""
     if figure is None:
         return ""
-    unclear = figure.low is not None and figure.high is not None and figure.low <= 1 <= figure.high
-    return f"{figure.value:.2f}x" + (" ~" if unclear else "")
+    from dlas.core.timing import is_clear
+
+    return f"{figure.value:.2f}x" + ("" if is_clear(figure) else " ~")
 
 
 def _noisy(point: Point) -> bool:

@@ -209,9 +209,9 @@ def ratio(a: Timing, b: Timing, resamples: int = 1000, seed: int = 0) -> Figure:
     return Figure(a.median / b.median, "ratio", Source.MEASURED, float(low), float(high), n, note)
 
 
-def faster(figure: Figure) -> bool:
-    """Whether the first side of a :func:`ratio` may be called faster: the whole interval lies below 1."""
-    return figure.high is not None and figure.high < 1.0
+def is_clear(figure: Figure) -> bool:
+    """Whether a :func:`ratio` may be read as faster or slower: its whole interval lies on one side of 1."""
+    return figure.low is not None and figure.high is not None and not figure.low <= 1 <= figure.high
 
 
 def _ratios_by_round(
