@@ -163,6 +163,7 @@ def test_run_on_a_model_with_data_then_show_export_and_report(
     assert run_command(command) == 0
     printed = capsys.readouterr()
     assert "Pareto set" in printed.out
+    assert "figures of this table: measured" in printed.out
     assert "report.html" in printed.err
     page = (out / "report.html").read_text()
     assert "magnitude:sparsity=0.5" in page

@@ -165,6 +165,9 @@ def show_result(result: StudyResult, out: Path, *, json: bool) -> None:
     say(f"report: {path}")
 
 
+_SHOWN = ("top1", "agreement", "latency_ms", "speedup", "peak_memory_bytes", "model_bytes")
+
+
 def show_table(result: StudyResult) -> None:
     """Print every point, then the Pareto set."""
     facts = result.facts
@@ -184,13 +187,17 @@ def show_table(result: StudyResult) -> None:
         "right?",
         "top-1",
         "same label",
-        "latency ms (measured)",
+        "latency ms",
         "speed-up",
         "peak memory",
         "model",
         "reason",
     )
-    write_table(columns, [_row(p, result, several) for p in result.points])
+    sources = sorted(
+        {str(f.source) for p in result.points for n, f in p.record.figures.items() if n in _SHOWN}
+    )
+    title = f"figures of this table: {' and '.join(sources)}" if sources else ""
+    write_table(columns, [_row(p, result, several) for p in result.points], title=title)
     front = [p for p in result.points if p.key in result.pareto]
     names = " and ".join(str(o) for o in result.objectives)
     write_table(

@@ -124,8 +124,9 @@ class Panel:
             member.figures["peak_memory_bytes"] = Figure(peak, "bytes", Source.MEASURED)
         if "energy" in facts:
             member.figures["energy_mj"] = Figure(facts["energy"]["mj_per_run"], "mJ", Source.MEASURED)
-        if "layers" in facts:
-            member.facts["layers"] = facts["layers"]
+        for name in ("layers", "no_layers"):
+            if name in facts:
+                member.facts[name] = facts[name]
         member.session.close()
 
     def _fail(self, member: Member, failure: DlasError) -> None:
