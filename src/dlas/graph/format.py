@@ -14,6 +14,7 @@ from dlas.core.errors import ModelError, UnsupportedError
 from dlas.core.options import Configurable
 from dlas.core.registry import Registry
 from dlas.graph.model import Model
+from dlas.graph.weights import WeightFile
 
 formats: Registry[type[Format]] = Registry("format", "dlas.graph.formats")
 
@@ -32,24 +33,42 @@ class Format(Configurable):
     Class attributes:
         suffixes: File endings, with the dot.
         can_write: Whether :meth:`save` exists.
+        load_seconds: Longest time a sound file of it takes to read; a guarded import (graph/guard.py) stops there.
+        load_memory: Bytes that reading a small file may take beside the interpreter, libraries included.
     """
 
     suffixes: ClassVar[tuple[str, ...]] = ()
     can_write: ClassVar[bool] = False
+    load_seconds: ClassVar[float] = 20.0
+    load_memory: ClassVar[int] = 2 * 2**30
 
     @classmethod
     def recognises(cls, head: bytes) -> bool:
         """Whether the first 64 bytes of a file can be of this format (a cheap test against wrong endings)."""
         return True
 
+    @classmethod
+    def recognises_folder(cls, path: Path) -> bool:
+        """Whether a folder is a network of this format, told by the names of the files in it."""
+        return False
+
     @abstractmethod
     def load(self, path: Path) -> Model:
-        """Read a file.
+        """Read a file, or a folder that :meth:`recognises_folder` knows.
 
         Raises:
             ModelError: Missing, truncated, of another type, or not a valid network.
             UnsupportedError: It uses an operator that cannot be expressed; all of them are named.
         """
+
+    @classmethod
+    def weights(cls, path: Path) -> WeightFile | None:
+        """What a file that can hold tensors without a graph has in it; None for a format that always has a graph.
+
+        Raises:
+            ModelError: As :meth:`load`.
+        """
+        return None
 
     @classmethod
     def companions(cls, path: Path) -> tuple[Path, ...]:
@@ -62,11 +81,16 @@ class Format(Configurable):
 
 
 def format_for(path: Path) -> type[Format]:
-    """The format whose suffix ``path`` carries.
+    """The format whose suffix ``path`` carries, or that knows the folder ``path``.
 
     Raises:
-        ModelError: No format has that suffix.
+        ModelError: No format has that suffix, or knows that folder.
     """
+    if path.is_dir():
+        for _, member in formats.members():
+            if member.recognises_folder(path):
+                return member
+        raise ModelError(f"{path} is a folder that no format knows", "name the model file in it")
     known: list[str] = []
     for _, member in formats.members():
         known += member.suffixes
@@ -84,7 +108,7 @@ def companions(path: Path) -> tuple[Path, ...]:
     Raises:
         ModelError: No format has its suffix.
     """
-    return format_for(path).companions(path) if path.is_file() else ()
+    return format_for(path).companions(path) if path.exists() else ()
 
 
 def load_model(path: Path, **options: Any) -> Model:
@@ -94,7 +118,7 @@ def load_model(path: Path, **options: Any) -> Model:
         ModelError: The file is missing, empty, or not what its ending says.
     """
     if path.is_dir():
-        raise ModelError(f"{path} is a folder, not a model file")
+        return format_for(path)(**options).load(path)
     if not path.exists():
         raise ModelError(f"{path}: no such file", "check the path, or set DLAS_DATA for relative ones")
     if path.stat().st_size == 0:
