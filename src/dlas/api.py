@@ -49,14 +49,14 @@ def load(
     """
     from dataclasses import replace
 
-    from dlas.graph.format import read_model
+    from dlas.graph.guard import import_model
     from dlas.graph.model import Model
     from dlas.graph.preprocessing import Preprocessing
 
     if isinstance(source, Model):
         model = source
     elif isinstance(source, str | Path):
-        model = read_model(model_path(source), architecture)
+        model = import_model(model_path(source), architecture)
     else:
         from dlas.graph.formats.torch import from_module
 

@@ -25,7 +25,7 @@ def main(setup: dict[str, Any]) -> None:
 
     Args:
         setup: ``socket`` (descriptor), ``parent`` (process id), ``path`` (``sys.path`` of the parent) and ``threads``
-            (number of processors to stay on, or None).
+            (number of processors to stay on, or None) and ``preload`` (modules to import before the first call).
     """
     _die_with(setup["parent"])
     if setup["threads"]:
@@ -37,6 +37,8 @@ def main(setup: dict[str, Any]) -> None:
 
     from dlas.core import _wire
 
+    for module in setup["preload"]:
+        importlib.import_module(module)
     with socket.socket(fileno=setup["socket"]) as link:
 
         def read(count: int) -> bytearray:

@@ -20,7 +20,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -74,6 +74,7 @@ class Worker:
         memory_bytes: The child is killed when it and its own children together hold more than this in memory.
         env: Environment variables to add.
         name: What the worker is called in messages.
+        preload: Modules that the child imports before its first call, while the parent does something else.
     """
 
     def __init__(
@@ -83,6 +84,7 @@ class Worker:
         memory_bytes: int | None = None,
         env: Mapping[str, str] | None = None,
         name: str = "worker",
+        preload: Sequence[str] = (),
     ) -> None:
         if threads is not None and threads < 1:
             raise ValueError(f"threads = {threads}: expected at least 1")
@@ -97,6 +99,7 @@ class Worker:
             "parent": os.getpid(),
             "path": [str(p) for p in sys.path],
             "threads": threads,
+            "preload": list(preload),
         }
         counts = dict.fromkeys(_THREAD_VARIABLES, str(threads)) if threads else {}
         with theirs:

@@ -26,9 +26,9 @@ def import_network(
     path: str, folder: str, architecture: str, name: str, preprocessing: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Read a model file of any format into ``folder/model.onnx``."""
-    from dlas.graph.format import read_model
+    from dlas.graph.guard import import_model
 
-    model = read_model(Path(path), architecture)
+    model = import_model(Path(path), architecture)
     if name:
         model = model.renamed(name)
     if preprocessing:

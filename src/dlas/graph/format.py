@@ -6,7 +6,7 @@ Members live in ``graph/formats/``, one module or sub-package each.
 from __future__ import annotations
 
 from abc import abstractmethod
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -111,33 +111,44 @@ def companions(path: Path) -> tuple[Path, ...]:
     return format_for(path).companions(path) if path.exists() else ()
 
 
-def load_model(path: Path, **options: Any) -> Model:
-    """Read a network from ``path``; options go to the format's reader.
+def identify(path: Path) -> type[Format]:
+    """The format of an existing file or folder, by its ending and its first bytes.
 
     Raises:
         ModelError: The file is missing, empty, or not what its ending says.
     """
     if path.is_dir():
-        return format_for(path)(**options).load(path)
+        return format_for(path)
     if not path.exists():
         raise ModelError(f"{path}: no such file", "check the path, or set DLAS_DATA for relative ones")
-    if path.stat().st_size == 0:
+    if not path.is_file():
+        raise ModelError(f"{path} is not a regular file", "name a model file")
+    try:
+        size = path.stat().st_size
+        member = format_for(path)
+        with path.open("rb") as file:
+            head = file.read(64)
+    except OSError as error:
+        raise ModelError(f"{path} cannot be read: {error.strerror}", "check its permissions") from error
+    if size == 0:
         raise ModelError(f"{path.name} is empty", "download or export it again")
-    member = format_for(path)
-    with path.open("rb") as file:
-        head = file.read(64)
     if not member.recognises(head):
         raise ModelError(
             f"{path.name} holds no {member.name} network although it ends in {path.suffix}",
             "check that it was downloaded or exported completely",
         )
-    return member(**options).load(path)
+    return member
 
 
-def read_model(path: Path, architecture: str = "") -> Model:
-    """As :func:`load_model`; ``architecture`` is for formats that have the option: bare checkpoints."""
-    has = any(f.name == "architecture" for f in fields(format_for(path).Options))
-    return load_model(path, **({"architecture": architecture} if architecture and has else {}))
+def load_model(path: Path, **options: Any) -> Model:
+    """Read a network from ``path`` in this process; options go to the format's reader.
+
+    A file that nobody vouches for is better read by :func:`dlas.graph.guard.import_model`.
+
+    Raises:
+        ModelError: The file is missing, empty, or not what its ending says.
+    """
+    return identify(path)(**options).load(path)
 
 
 def save_model(model: Model, path: Path, **options: Any) -> Written:

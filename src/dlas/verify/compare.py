@@ -17,7 +17,7 @@ from dlas.core.worker import Worker, WorkerFailure, run_in_worker
 from dlas.data.dataset import Dataset
 from dlas.data.guess import background_class, with_guessed_preprocessing
 from dlas.data.metrics import top1
-from dlas.graph.format import read_model
+from dlas.graph.guard import import_model
 from dlas.graph.model import Model
 from dlas.graph.signature import adapt_rows, clipped_share, encoding_of, random_array, to_real
 from dlas.runtime.native import owner
@@ -46,7 +46,7 @@ class Subject:
     @classmethod
     def open(cls, path: Path, architecture: str = "") -> Subject:
         """Read a file; raises ModelError when it cannot be."""
-        return cls(path, read_model(path, architecture), architecture)
+        return cls(path, import_model(path, architecture), architecture)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,92 @@
+"""The front door for model files: read in a process of its own, under a limit of time and memory.
+
+Readers check what a file claims before they believe it, but they stand on native code (protobuf, the ONNX checker and
+version converter, PyTorch, TensorFlow) that a crafted file may crash, hang or inflate. Whatever happens in there, the
+caller gets a Model or one line.
+"""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dlas.core import errors
+from dlas.core.errors import DlasError, ModelError
+from dlas.core.figure import Outcome
+from dlas.core.worker import Worker, WorkerFailure
+
+if TYPE_CHECKING:
+    from dlas.graph.format import Format
+    from dlas.graph.model import Model
+
+_SECONDS_PER_BYTE = 1 / 20e6  # beside the format's own time: a file of 1 GB gets 50 s more
+_MEMORY_PER_BYTE = 8  # beside the format's own need: parsed, checked, inferred and serialised copies
+
+
+def import_model(path: Path, architecture: str = "") -> Model:
+    """Read a network from a file of any format, safely.
+
+    Args:
+        path: Model file, or a folder that a format knows.
+        architecture: For formats that have the option: bare checkpoints.
+
+    Raises:
+        ModelError: The file is missing, damaged or hostile: its reader crashed or went beyond the limits.
+        UnsupportedError: It uses operators that cannot be expressed; all are named.
+        MissingDependencyError: The library that reads it is not installed.
+    """
+    # The child imports while this process does the same: they overlap on two cores.
+    with Worker(name="reader", preload=("dlas.graph.format",)) as worker:
+        from dlas.graph.format import identify
+        from dlas.graph.model import Model
+
+        member = identify(path)
+        size = _size(path)
+        worker.memory_bytes = member.load_memory + _MEMORY_PER_BYTE * size
+        options = {"architecture": architecture} if architecture and _has(member, "architecture") else {}
+        limit = member.load_seconds + _SECONDS_PER_BYTE * size
+        try:
+            answer = worker.call("dlas.graph.guard:_read", str(path.absolute()), options, timeout_s=limit)
+        except WorkerFailure as failure:
+            raise _explained(path, failure) from failure
+        if "refusal" in answer:
+            raise _refusal(answer["refusal"])
+        import onnx
+
+        return Model.from_proto(onnx.ModelProto.FromString(answer["model"]))
+
+
+def _read(path: str, options: dict[str, Any]) -> dict[str, Any]:
+    """In the child: the network as ONNX bytes, or the refusal as plain values."""
+    from dlas.graph.format import load_model
+
+    try:
+        return {"model": load_model(Path(path), **options).to_bytes()}
+    except DlasError as error:
+        kind = next(c.__name__ for c in type(error).__mro__ if getattr(errors, c.__name__, None) is c)
+        return {"refusal": {"kind": kind, "message": error.message, "hint": error.hint}}
+
+
+def _refusal(refusal: dict[str, str]) -> DlasError:
+    """The error that the child raised, of the same class; its own constructor may take other arguments."""
+    kind = getattr(errors, refusal["kind"])
+    error = kind.__new__(kind)
+    DlasError.__init__(error, refusal["message"], refusal["hint"])
+    return error
+
+
+def _explained(path: Path, failure: WorkerFailure) -> DlasError:
+    what = "took too long" if failure.outcome == Outcome.TIMEOUT else "failed"
+    hint = "the file is damaged or made to do harm; download or export it again"
+    return ModelError(f"{path.name}: reading it {what}: {failure.reason}", hint)
+
+
+def _has(member: type[Format], name: str) -> bool:
+    return any(f.name == name for f in fields(member.Options))
+
+
+def _size(path: Path) -> int:
+    """Bytes of everything that will be read, companions aside: those a file only claims to have."""
+    files = [p for p in path.rglob("*") if p.is_file()] if path.is_dir() else [path]
+    return sum(p.stat().st_size for p in files)
