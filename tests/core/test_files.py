@@ -1,12 +1,18 @@
 from __future__ import annotations
 
 import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import textwrap
 from pathlib import Path
 
 import pytest
 
-from dlas.core.errors import DlasError
-from dlas.core.files import atomic_folder, atomic_path, write_atomic
+from dlas.core.errors import DlasError, StorageError
+from dlas.core.files import atomic_folder, atomic_path, scratch_folder, write_atomic
 
 
 class BrokenError(Exception):
@@ -37,7 +43,8 @@ def test_failure_keeps_the_old_file_and_leaves_nothing_behind(tmp_path):
 
     with pytest.raises(BrokenError):
         break_off(atomic_path(target), fill)
-    assert (names[0].parent, names[0].suffix) == (tmp_path, ".json")
+    assert names[0].name == "out.json"
+    assert names[0].parent.parent == tmp_path
     assert target.read_text() == "old"
     assert os.listdir(tmp_path) == ["out.json"]
 
@@ -89,3 +96,69 @@ def test_errors_of_the_block_pass_through(tmp_path):
 def test_a_file_system_that_takes_no_files_is_a_refusal() -> None:
     with pytest.raises(DlasError, match=r"cannot write /proc/net\.onnx"):
         write_atomic(Path("/proc/net.onnx"), b"x")
+
+
+SCRIPT = """
+    import os, signal, sys
+    from pathlib import Path
+    from dlas.core.files import atomic_folder, atomic_path, scratch_folder
+
+    target = Path(sys.argv[1])
+    with atomic_path(target / "a.onnx") as a, atomic_folder(target / "b") as b, scratch_folder() as c:
+        a.write_text("half")
+        (b / "half").write_text("half")
+        (c / "half").write_text("half")
+        print(a, flush=True)
+        if sys.argv[2] == "die":
+            os.kill(os.getpid(), signal.SIGKILL)
+        sys.stdin.read()
+"""
+
+
+def start_writer(target: Path, temporary: Path, how: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(SCRIPT), str(target), how],
+        env={**os.environ, "TMPDIR": str(temporary)},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+
+
+def test_what_a_killed_process_left_goes_with_the_next_write_and_nothing_else_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target, temporary = tmp_path / "out", tmp_path / "tmp"
+    target.mkdir()
+    temporary.mkdir()
+    mine = [target / ".dlas-scratch", target / "dlas-out", temporary / "dlas-scratch-mine"]
+    for folder in mine:
+        folder.mkdir()
+    assert start_writer(target, temporary, "die").wait(30) == -signal.SIGKILL
+    assert len(os.listdir(target)) == 4
+    assert len(os.listdir(temporary)) == 2
+
+    alive = start_writer(target, temporary, "wait")
+    assert alive.stdout is not None
+    half = Path(alive.stdout.readline().strip())
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
+    write_atomic(target / "other", "whole")
+    with scratch_folder() as scratch:
+        assert scratch.parent == temporary
+    assert half.read_text() == "half"
+    alive.communicate("")
+    assert alive.returncode == 0
+    left = [*target.iterdir(), *temporary.iterdir()]
+    assert sorted(left) == sorted([*mine, target / "a.onnx", target / "b", target / "other"])
+
+
+def test_no_place_for_temporary_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", "/proc")
+    with pytest.raises(StorageError, match="TMPDIR"), scratch_folder():
+        pass
+
+
+def test_the_folder_of_a_file_being_written_goes_away(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    with pytest.raises(StorageError, match="was removed meanwhile"), atomic_path(tmp_path / "a" / "b"):
+        shutil.rmtree(tmp_path / "a")

@@ -60,6 +60,13 @@ class ShapeError(DlasError):
     """An array or tensor has another shape or dtype than the network declares."""
 
 
+class StorageError(DlasError):
+    """A disk is full, read-only or gone, or a place may not be written.
+
+    It is no fault of what was tried, so a study keeps no row of it: the run stops, and goes on where it was later.
+    """
+
+
 class UnsupportedError(DlasError):
     """The choice exists but cannot do what was asked of it; a study keeps this as a row, not as a failure."""
 

@@ -1,29 +1,40 @@
-"""Writing files so that a reader never sees half of one: temporary name in the same folder, then rename."""
+"""Writing files so that a reader never sees half of one, and a killed process leaves nothing for ever.
+
+A file or folder is made inside a *scratch folder* beside its target and renamed into place. Scratch folders carry a
+name of their own and a lock that the system gives back when the owner dies, however it dies; whoever makes the next
+one in the same place removes those nobody holds any more.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
+import fcntl
 import os
+import re
 import shutil
-import uuid
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from dlas.core.errors import DlasError
+from dlas.core.errors import StorageError
 
 _HINT = "choose another output folder"
+_TMPDIR_HINT = "point TMPDIR at a folder that can be written and has room"
 _REFUSALS = {
-    errno.EACCES, errno.EDQUOT, errno.EFBIG, errno.EISDIR, errno.ENAMETOOLONG, errno.ENOSPC, errno.ENOTDIR,
-    errno.EPERM, errno.EROFS,
+    errno.EACCES, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.ENOSPC,
+    errno.ENOTDIR, errno.EPERM, errno.EROFS, errno.ESTALE,
 }  # fmt: skip
+_HERE, _EXCHANGE = -100, 2  # AT_FDCWD and RENAME_EXCHANGE of renameat2(2)
+_SCRATCH = re.compile(r"\.?dlas-scratch-[a-z0-9_]{8}")
 
 
 def write_atomic(path: Path, data: bytes | str) -> None:
     """Write ``data`` (text as UTF-8) to ``path``: afterwards the file is either the old one or all of the new one.
 
     Raises:
-        DlasError: The folder does not exist or cannot be written, or the disk is full.
+        StorageError: The folder does not exist or cannot be written, or the disk is full.
     """
     with atomic_path(path) as temporary:
         temporary.write_bytes(data.encode() if isinstance(data, str) else data)
@@ -31,24 +42,20 @@ def write_atomic(path: Path, data: bytes | str) -> None:
 
 @contextlib.contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """A name to write to, renamed to ``path`` when the block ends well and removed when it does not.
+    """A path to write to, renamed to ``path`` when the block ends well and removed when it does not.
 
-    For libraries that insist on opening the file themselves. The name keeps the ending of ``path``.
+    For libraries that insist on opening the file themselves. It has the name of ``path``, in another folder.
 
     Raises:
-        DlasError: The folder does not exist or cannot be written, or the disk is full.
+        StorageError: The folder does not exist or cannot be written, or the disk is full.
     """
     path = Path(path)
-    temporary = path.with_name(f".{uuid.uuid4().hex}{''.join(path.suffixes[-1:])}")
-    with explain_write(str(path), _HINT):
-        _check_folder(path)
-        try:
-            yield temporary
-            sync(temporary)
-            os.replace(temporary, path)
-            sync(path.parent)
-        finally:
-            temporary.unlink(missing_ok=True)
+    with _explained(path), _scratch(path.parent, ".") as scratch:
+        temporary = scratch / path.name
+        yield temporary
+        sync(temporary)
+        os.replace(temporary, path)
+        sync(path.parent)
 
 
 @contextlib.contextmanager
@@ -58,28 +65,100 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     A folder that stands at ``path`` already is replaced as a whole.
 
     Raises:
-        DlasError: The parent folder does not exist or cannot be written, or the disk is full.
+        StorageError: The parent folder does not exist or cannot be written, or the disk is full.
     """
     path = Path(path)
-    temporary = path.with_name(f".{uuid.uuid4().hex}.new")
-    old = path.with_name(f".{uuid.uuid4().hex}.old")
-    with explain_write(str(path), _HINT):
-        _check_folder(path)
-        try:
-            temporary.mkdir()
-            yield temporary
-            sync_tree(temporary)
+    with _explained(path), _scratch(path.parent, ".") as scratch:
+        temporary, old = scratch / "new", scratch / "old"
+        temporary.mkdir()
+        yield temporary
+        sync_tree(temporary)
+        if not (path.is_dir() and _exchange(temporary, path)):
             if path.exists():
                 os.rename(path, old)
             os.rename(temporary, path)
-            sync(path.parent)
-        except BaseException:
-            if old.exists() and not path.exists():
-                os.rename(old, path)
-            raise
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
-            shutil.rmtree(old, ignore_errors=True)
+        sync(path.parent)
+
+
+@contextlib.contextmanager
+def scratch_folder() -> Iterator[Path]:
+    """A folder for temporary files for as long as the block lasts; if the process is killed, the next one removes it.
+
+    Raises:
+        StorageError: There is no place for temporary files, or it is full or cannot be written.
+    """
+    with contextlib.ExitStack() as stack:
+        with explain_write("temporary files", _TMPDIR_HINT):
+            folder = stack.enter_context(_scratch(_temporary_root(), ""))
+        yield folder
+
+
+@contextlib.contextmanager
+def _scratch(parent: Path, prefix: str) -> Iterator[Path]:
+    folder, hold = _held(parent, prefix)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        os.close(hold)
+
+
+def remove_dead(parent: Path) -> None:
+    """Remove the scratch folders below ``parent`` whose owner is gone."""
+    try:
+        names = [entry.name for entry in os.scandir(parent) if _SCRATCH.fullmatch(entry.name)]
+    except OSError:
+        return
+    for name in names:
+        with contextlib.suppress(OSError):  # somebody else's, alive, or gone already
+            hold = _open_folder(parent / name)
+            try:
+                if os.fstat(hold).st_uid == os.geteuid():
+                    fcntl.flock(hold, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    shutil.rmtree(parent / name, ignore_errors=True)
+            finally:
+                os.close(hold)
+
+
+def _held(parent: Path, prefix: str) -> tuple[Path, int]:
+    """A new scratch folder and the descriptor that holds its lock."""
+    remove_dead(parent)
+    while True:
+        folder = Path(tempfile.mkdtemp(prefix=f"{prefix}dlas-scratch-", dir=parent))
+        try:
+            hold = _open_folder(folder)
+        except FileNotFoundError:  # swept before it was locked
+            continue
+        try:
+            fcntl.flock(hold, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:  # being swept
+            os.close(hold)
+            continue
+        except OSError:  # a file system without locks: nobody can sweep there either
+            return folder, hold
+        if folder.exists():
+            return folder, hold
+        os.close(hold)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Swap two paths in one step, so that neither is ever absent; whether the system can."""
+    rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    names = [os.fsencode(one), os.fsencode(other)]
+    return rename is not None and rename(_HERE, names[0], _HERE, names[1], _EXCHANGE) == 0
+
+
+def _open_folder(path: Path) -> int:
+    return os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+
+
+def _temporary_root() -> Path:
+    try:
+        return Path(tempfile.gettempdir())
+    except FileNotFoundError as error:
+        raise StorageError(
+            f"there is no folder for temporary files: {error.strerror}", _TMPDIR_HINT
+        ) from error
 
 
 def sync(path: Path) -> None:
@@ -99,15 +178,28 @@ def sync_tree(folder: Path) -> None:
         sync(Path(base))
 
 
+@contextlib.contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    """The refusals of a write to ``path`` as StorageError, its folder's disappearance included."""
+    with explain_write(str(path), _HINT):
+        _check_folder(path)
+        try:
+            yield
+        except FileNotFoundError as error:
+            if path.parent.is_dir():
+                raise
+            raise StorageError(f"cannot write {path}: {path.parent} was removed meanwhile", _HINT) from error
+
+
 def _check_folder(path: Path) -> None:
     parent = path.parent
     if not parent.is_dir():
         what = "is not a folder" if parent.exists() else "does not exist"
-        raise DlasError(
+        raise StorageError(
             f"cannot write {path}: {parent} {what}", "make the folder first, or choose another one"
         )
     if not os.access(parent, os.W_OK | os.X_OK):
-        raise DlasError(f"cannot write {path}: {parent} is not writable", _HINT)
+        raise StorageError(f"cannot write {path}: {parent} is not writable", _HINT)
 
 
 def _cannot_create(error: OSError) -> bool:
@@ -118,9 +210,14 @@ def _cannot_create(error: OSError) -> bool:
     return parent.is_dir() and os.statvfs(parent).f_blocks == 0
 
 
+def is_refusal(error: OSError) -> bool:
+    """Whether an error says that the disk is full, read-only, broken or not ours, and not that a program is wrong."""
+    return error.errno in _REFUSALS or _cannot_create(error)
+
+
 @contextlib.contextmanager
 def explain_write(what: str, hint: str) -> Iterator[None]:
-    """Turn the system's refusal to write into a DlasError; any other error passes through.
+    """Turn the system's refusal to write into a StorageError; any other error passes through.
 
     Args:
         what: Object of the sentence ``cannot write ...``.
@@ -129,6 +226,6 @@ def explain_write(what: str, hint: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno not in _REFUSALS and not _cannot_create(error):
+        if not is_refusal(error):
             raise
-        raise DlasError(f"cannot write {what}: {error.strerror}", hint) from error
+        raise StorageError(f"cannot write {what}: {error.strerror}", hint) from error
