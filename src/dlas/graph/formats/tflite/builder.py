@@ -9,20 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from dlas.graph.formats.tflite.flat import METADATA, aligned_buffer, pack, schema
+from dlas.graph.formats.tflite.flat import METADATA, aligned_buffer, enum_names, pack, schema
 from dlas.graph.formats.tflite.tensors import TYPES, Quant
+from dlas.graph.formats.tflite.versions import oldest_runtime, operator_version
 
 SCHEMA_VERSION = 3
-# Smallest operator version for integer tensors (float tensors need version 1 unless FLOAT_VERSIONS says otherwise).
-INTEGER_VERSIONS = {
-    "CONV_2D": 3,
-    "DEPTHWISE_CONV_2D": 3,
-    "FULLY_CONNECTED": 4,
-    "TRANSPOSE_CONV": 3,
-    "BATCH_MATMUL": 2,
-}
-INTEGER_UNVERSIONED = {"RESHAPE", "QUANTIZE", "LEAKY_RELU", "PRELU", "HARD_SWISH", "ELU", "DEPTH_TO_SPACE"}
-FLOAT_VERSIONS = {"DEQUANTIZE": 2, "BROADCAST_TO": 2, "RESIZE_BILINEAR": 3, "RESIZE_NEAREST_NEIGHBOR": 3}
+RUNTIME = "min_runtime_version"  # metadata that TensorFlow's own converter writes, 16 bytes
 
 
 @dataclass
@@ -76,7 +68,12 @@ class Builder:
         """Add an operator."""
         kinds = schema()
         number = getattr(kinds.BuiltinOperator, kind)
-        version = self._version(kind, inputs, outputs, options)
+        version = operator_version(
+            kind,
+            [self.cells[i] if i >= 0 else None for i in inputs],
+            [self.cells[i] for i in outputs],
+            options,
+        )
         operator = kinds.OperatorT()
         operator.opcodeIndex = self._codes.setdefault((number, version), len(self._codes))
         operator.inputs, operator.outputs = np.array(inputs, np.int32), np.array(outputs, np.int32)
@@ -87,25 +84,6 @@ class Builder:
             )
         self._operators.append(operator)
 
-    def _version(self, kind: str, inputs: Sequence[int], outputs: Sequence[int], options: Any) -> int:
-        used = [self.cells[i] for i in (*inputs, *outputs) if i >= 0]
-        version = FLOAT_VERSIONS.get(kind, 1)
-        if any(c.dtype == "int8" for c in used) and kind not in INTEGER_UNVERSIONED:
-            version = max(version, INTEGER_VERSIONS.get(kind, 2))
-        if kind == "DEQUANTIZE":
-            source = self.cells[inputs[0]]
-            if source.dtype == "float16":
-                version = 3
-            elif source.quant is not None and source.quant.axis is not None:
-                version = 5
-        if kind == "FULLY_CONNECTED" and options.keepNumDims:
-            version = max(version, 5)
-        if kind == "CONV_2D" and self.cells[inputs[0]].shape[-1] != self.cells[inputs[1]].shape[-1]:
-            version = 6
-        if kind == "DEPTHWISE_CONV_2D" and max(options.dilationHFactor, options.dilationWFactor) > 1:
-            version = max(version, 2)
-        return version
-
     def finish(self, inputs: Sequence[int], outputs: Sequence[int], metadata: Mapping[str, Any]) -> bytes:
         """The file.
 
@@ -115,6 +93,7 @@ class Builder:
             metadata: Stored as JSON under the name ``dlas``.
         """
         kinds = schema()
+        inputs, outputs = self._prune(inputs, outputs)
         buffers = [aligned_buffer(b"")]
         tensors = []
         for cell in self.cells:
@@ -135,12 +114,46 @@ class Builder:
         model.version, model.description = SCHEMA_VERSION, "dlas"
         model.subgraphs = [graph]
         model.operatorCodes = [_code(number, version) for number, version in self._codes]
-        entry = kinds.MetadataT()
-        entry.name, entry.buffer = METADATA, len(buffers)
-        buffers.append(aligned_buffer(json.dumps(metadata, sort_keys=True).encode()))
-        model.metadata, model.buffers = [entry], buffers
+        names = enum_names("BuiltinOperator")
+        stored = {
+            RUNTIME: oldest_runtime((names[number], version) for number, version in self._codes)
+            .encode()
+            .ljust(16, b"\0"),
+            METADATA: json.dumps(metadata, sort_keys=True).encode(),
+        }
+        model.metadata = []
+        for name, content in stored.items():
+            entry = kinds.MetadataT()
+            entry.name, entry.buffer = name, len(buffers)
+            model.metadata.append(entry)
+            buffers.append(aligned_buffer(content))
+        model.buffers = buffers
         model.signatureDefs = [self._signature(inputs, outputs)]
         return pack(model)
+
+    def _prune(self, inputs: Sequence[int], outputs: Sequence[int]) -> tuple[list[int], list[int]]:
+        """Drop operators and tensors that no output depends on; returns the ends under their new numbers."""
+        wanted, kept = set(outputs), []
+        for operator in reversed(self._operators):
+            if wanted.intersection(operator.outputs.tolist()):
+                kept.append(operator)
+                wanted.update(operator.inputs.tolist(), operator.outputs.tolist())
+        self._operators = kept[::-1]
+        wanted.update(inputs)
+        wanted.discard(-1)
+        number = {old: new for new, old in enumerate(sorted(wanted))} | {-1: -1}
+        self.cells = [self.cells[old] for old in sorted(wanted)]
+        for operator in self._operators:
+            operator.inputs, operator.outputs = (
+                np.array([number[i] for i in side.tolist()], np.int32)
+                for side in (operator.inputs, operator.outputs)
+            )
+        used = sorted({o.opcodeIndex for o in self._operators})
+        codes = list(self._codes)
+        self._codes = {codes[old]: new for new, old in enumerate(used)}
+        for operator in self._operators:
+            operator.opcodeIndex = used.index(operator.opcodeIndex)
+        return [number[i] for i in inputs], [number[i] for i in outputs]
 
     def _signature(self, inputs: Sequence[int], outputs: Sequence[int]) -> Any:
         kinds = schema()

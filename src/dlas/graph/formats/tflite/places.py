@@ -52,6 +52,7 @@ class Places:
         self._places: dict[ir.Value, Place] = {}
         self._orders: dict[tuple[int, Perm], int] = {}
         self._reals: dict[int, int] = {}
+        self._reshaped: dict[int, int] = {}
         self._constants: dict[ir.Value, Constant] = {}
 
     # What the graph says
@@ -161,7 +162,18 @@ class Places:
         return self._orders[key]
 
     def reshape(self, tensor: int, shape: Sequence[int]) -> int:
-        """Tensor with another shape, same elements in the same order."""
+        """Tensor with another shape, same elements in the same order; a reshape of a reshape is one, or none."""
+        tensor = self._reshaped.get(tensor, tensor)
+        if self.file.cells[tensor].shape == tuple(shape):
+            return tensor
+        options = self.file.options("ReshapeOptions", newShape=np.array(shape, np.int32))
+        made = self.add("RESHAPE", [tensor, self.ints(shape)], shape, like=tensor, options=options)
+        self._reshaped[made] = tensor
+        return made
+
+    def copy(self, tensor: int) -> int:
+        """Another tensor with the same content."""
+        shape = self.file.cells[tensor].shape
         options = self.file.options("ReshapeOptions", newShape=np.array(shape, np.int32))
         return self.add("RESHAPE", [tensor, self.ints(shape)], shape, like=tensor, options=options)
 

@@ -23,6 +23,7 @@ DTYPES: dict[str, str] = {  # TensorType of the schema -> NumPy dtype
 }
 TYPES = {dtype: name for name, dtype in DTYPES.items()}
 QUANTISED = ("int8", "uint8")
+GRIDS = (*QUANTISED, "int16")  # what is read as stored integers that stand for other numbers
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,6 +89,7 @@ class Tensor:
         quant: How stored integers are meant; None when they are plain numbers.
         data: The constant, in ``shape`` and ``dtype``; None when computed.
         dynamic_batch: Whether the file says that the first axis may have any size.
+        variable: Whether it is state that an interpreter keeps between calls.
     """
 
     index: int
@@ -97,6 +99,7 @@ class Tensor:
     quant: Quant | None = None
     data: np.ndarray | None = field(default=None, repr=False)
     dynamic_batch: bool = False
+    variable: bool = False
 
     def constant(self) -> np.ndarray:
         """The constant value; raises ModelError when the tensor is computed at run time."""
@@ -114,9 +117,13 @@ class Operation:
         inputs: Indices of its input tensors; -1 for one left out.
         outputs: Indices of its output tensors.
         options: The options object of the schema, or None.
+        custom: The options of a custom operator, as stored.
+        intermediates: Indices of tensors that only carry the quantisation of what an operator keeps inside.
     """
 
     kind: str
     inputs: tuple[int, ...]
     outputs: tuple[int, ...]
     options: object = None
+    custom: bytes = b""
+    intermediates: tuple[int, ...] = ()

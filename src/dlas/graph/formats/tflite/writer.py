@@ -336,7 +336,7 @@ class Writer(Places):
             elif dtype != cell.dtype:
                 self.note(f"output {value.name!r} is {cell.dtype} instead of {dtype}")
             if tensor in taken or self.file.cells[tensor].data:
-                tensor = self.reshape(tensor, self.file.cells[tensor].shape)
+                tensor = self.copy(tensor)
             taken.add(tensor)
             found.append(tensor)
             self.layouts["outputs"][value.name or ""] = list(perm)

@@ -19,6 +19,7 @@ from dlas.graph.formats.tflite.writer import Site, Writer
 # Weights in tflite: (O, H, W, I), depthwise (1, H, W, O), transposed (O, H, W, I);
 # in ONNX: (O, I, H, W), transposed (I, O, H, W).
 _CONV, _DEPTHWISE, _TRANSPOSED = (0, 3, 1, 2), (3, 0, 1, 2), (3, 0, 1, 2)
+HYBRID = "int8 weights with float activations are kept: LiteRT rounds the activations to int8 at run time"
 _TO_CONV, _TO_DEPTHWISE, _TO_TRANSPOSED = (0, 2, 3, 1), (1, 2, 3, 0), (1, 2, 3, 0)
 
 
@@ -165,6 +166,30 @@ def integer_weights(w: Writer, weight: Constant | None, dtype: str, channel_axis
     return not weight.quant.zero_point.any() and weight.quant.axis in (None, channel_axis)
 
 
+def hybrid_weights(w: Writer, site: Site, value: ir.Value, weight: Constant, channel_axis: int) -> bool:
+    """Whether int8 weights may go into a float operator as they are: LiteRT's dynamic-range kernels.
+
+    Not where the data come from integers: rounding those a second time, on a grid of the moment, would lose what they
+    say.
+    """
+    held = weight.quant
+    if site.quant is not None or w.quant(value) is not None or held is None:
+        return False
+    fits = weight.array.dtype == np.int8 and not held.zero_point.any() and held.axis in (None, channel_axis)
+    if fits:
+        w.note(HYBRID)
+    return fits
+
+
+def _per_channel(weight: Constant, axis: int) -> Constant:
+    """A weight with one scale repeated for every channel: the depthwise hybrid kernel reads as many."""
+    if weight.quant is None or weight.quant.axis is not None:
+        return weight
+    count = weight.array.shape[axis]
+    quant = Quant(np.repeat(weight.quant.scale, count), np.zeros(count, np.int64), axis)
+    return Constant(weight.array, quant)
+
+
 def bias_tensor(w: Writer, node: ir.Node, site: Site, channels: int, weight: Constant, x: int) -> int:
     """The bias: float32, or int32 in units of input scale times weight scale; zeros when there is none."""
     value = w.optional(node, 2)
@@ -215,9 +240,11 @@ def _write_conv(w: Writer, node: ir.Node) -> None:
         x = padded(w, x, win)
         padding = "VALID"
     bias = bias_tensor(w, node, site, kernel[0], weight, x)
-    weights = w.weights(
-        weight, _TO_DEPTHWISE if depthwise else _TO_CONV, w.name(node, 1), site.quant is not None
-    )
+    hybrid = hybrid_weights(w, site, value, weight, 0)
+    if hybrid and depthwise:
+        weight = _per_channel(weight, 0)
+    order = _TO_DEPTHWISE if depthwise else _TO_CONV
+    weights = w.weights(weight, order, w.name(node, 1), hybrid or site.quant is not None)
     kind = "DEPTHWISE_CONV_2D" if depthwise else "CONV_2D"
     fields = {"depthMultiplier": kernel[0] // channels} if depthwise else {}
     options = w.file.options(

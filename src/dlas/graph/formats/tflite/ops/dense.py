@@ -13,6 +13,7 @@ from dlas.graph.formats.tflite.ops.convolution import (
     activation_code,
     bias_tensor,
     computed_weights,
+    hybrid_weights,
     integer_weights,
 )
 from dlas.graph.formats.tflite.places import Constant
@@ -105,7 +106,8 @@ def _dense(w: Writer, node: ir.Node, site: Site, weight: Constant, perm: layout.
     x = w.argument(site, value, layout.identity(rank))
     units = weight.array.shape[perm[0]]
     bias = bias_tensor(w, node, site, units, weight, x)
-    weights = w.weights(weight, perm, w.name(node, 1), site.quant is not None)
+    integer = site.quant is not None or hybrid_weights(w, site, value, weight, perm[0])
+    weights = w.weights(weight, perm, w.name(node, 1), integer)
     options = w.file.options(
         "FullyConnectedOptions",
         keepNumDims=rank > 2,
