@@ -302,9 +302,16 @@ def test_arrays_that_are_there_but_too_large_are_bounded(tmp_path: Path, raw: by
     assert time.perf_counter() - began < 1
 
 
-def test_too_much_text_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("alone", [True, False])
+def test_too_much_text_is_refused(tmp_path: Path, alone: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reader, "MAX_TEXT", 100)
-    path = written(tmp_path, packed((pair("k", 8, text("a" * 60)), pair("l", 8, text("a" * 60)))))
+    word = text("a" * 60)
+    pairs = (
+        (pair("k", 8, word), pair("l", 8, word))
+        if alone
+        else (pair("k", 9, struct.pack("<IQ", 8, 2) + word * 2),)
+    )
+    path = written(tmp_path, packed(pairs))
     with pytest.raises(ModelError, match="more than dlas reads"):
         reader.Gguf.weights(path)
 

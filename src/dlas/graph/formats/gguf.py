@@ -26,14 +26,14 @@ from dlas.graph.weights import WeightFile, WeightTensor
 
 MAGIC = b"GGUF"
 ALIGNMENT = 32  # of the tensor data, unless general.alignment says otherwise
-MAX_TENSORS = 2**16
-MAX_KEYS = 2**15
+MAX_TENSORS = 2**15
+MAX_KEYS = 2**14
 MAX_VALUES = 2**21  # over all arrays; the largest vocabularies have a fourth of it
 MAX_TEXT = 2**26  # bytes of all strings together
 MAX_DEPTH = 4  # of arrays within arrays
 MAX_AXES = 8
 _LARGEST = 2**48  # elements; axes of size 0 do not make a tensor small that NumPy cannot describe
-_LIST_COST = 16  # what an array costs in values, for its own sake
+_STRING_COST, _LIST_COST = 2, 32  # what a string or an array within an array counts for in MAX_VALUES
 
 _SCALARS: Mapping[int, str] = {
     0: "u1", 1: "i1", 2: "u2", 3: "i2", 4: "u4", 5: "i4", 6: "f4", 7: "?", 10: "u8", 11: "i8", 12: "f8",
@@ -198,7 +198,7 @@ class _Reader:
         axes = self._number("I")
         if axes > MAX_AXES:
             raise self._wrong(f"tensor {_short(name)} has {axes} axes; at most {MAX_AXES} are read")
-        sizes = [self._number("Q") for _ in range(axes)]  # fastest axis first
+        sizes = struct.unpack(f"{self.order}{axes}Q", self._take(8 * axes, name))  # fastest axis first
         number, offset = self._number("I"), self._number("Q")
         kind = TYPES.get(number)
         if kind is None:
@@ -254,12 +254,28 @@ class _Reader:
         kind, length = self._number("I"), self._number("Q")
         least = {_STRING: 8, _ARRAY: 12}.get(kind, 1)
         self._count(length, self.values, least, f"values in the arrays up to {_short(key)}")
-        self.values -= length * (_LIST_COST if kind == _ARRAY else 1)
+        self.values -= length * {_STRING: _STRING_COST, _ARRAY: _LIST_COST}.get(kind, 1)
         if self.values < 0:
             raise self._wrong(f"its arrays up to {_short(key)} are more than dlas reads")
-        if kind in (_STRING, _ARRAY):
-            return [self._value(key, kind, depth) for _ in range(length)]
+        if kind == _STRING:
+            return self._strings(key, length)
+        if kind == _ARRAY:
+            return [self._array(key, depth + 1) for _ in range(length)]
         return self._scalars(key, kind, length)
+
+    def _strings(self, key: str, length: int) -> list[str]:
+        """As :meth:`_string`, in one loop: a vocabulary is most of the time that reading takes."""
+        data, position, size, found = self.data, self.position, self.size, []
+        unpack = _UNSIGNED[self.order + "Q"].unpack_from
+        for _ in range(length):
+            start = position + 8
+            position = start + unpack(data, position)[0] if start <= size else size + 1
+            if position > size:
+                raise self._truncated(_short(key))
+            self._spend_text(position - start, key)
+            found.append(data[start:position].decode("utf-8", "backslashreplace"))
+        self.position = position
+        return found
 
     def _scalars(self, key: str, kind: int, length: int) -> list[Any]:
         code = _SCALARS.get(kind)
@@ -285,10 +301,14 @@ class _Reader:
 
     def _string(self, what: str) -> bytes:
         length = self._number("Q")
-        self.text -= length
-        if self.text < 0 and length <= self.size:
-            raise self._wrong(f"its text up to {_short(what)} is more than dlas reads ({MAX_TEXT} bytes)")
+        if length <= self.size:
+            self._spend_text(length, what)
         return self._take(length, what)
+
+    def _spend_text(self, length: int, what: str) -> None:
+        self.text -= length
+        if self.text < 0:
+            raise self._wrong(f"its text up to {_short(what)} is more than dlas reads ({MAX_TEXT} bytes)")
 
     def _number(self, code: str) -> int:
         kind = _UNSIGNED[self.order + code]
