@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib
+import sqlite3
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +21,7 @@ from dlas.core.errors import DlasError
 from dlas.core.figure import Outcome
 from dlas.core.timing import Protocol
 from dlas.core.worker import WorkerFailure
+from dlas.explore.claims import claims_in
 from dlas.explore.pipeline import Workbench, plugin_hashes
 from dlas.explore.progress import Silent
 from dlas.explore.result import StudyResult
@@ -51,6 +56,8 @@ class InlineExecutor:
     def session(self, threads: int) -> InlineSession:
         self.opened += 1
         return InlineSession(self)
+
+    busy = quiet = staticmethod(contextlib.nullcontext)
 
     def close(self) -> None:
         pass
@@ -256,12 +263,51 @@ def test_wrong_names_are_refused_before_anything_runs(spec: StudySpec, tmp_path:
     assert not (tmp_path / "out").exists()
 
 
-def test_two_runs_of_one_study_at_once_are_refused(spec: StudySpec, tmp_path: Path) -> None:
-    from dlas.explore.study import _alone
-
+def test_only_one_may_measure_everything_again(spec: StudySpec, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
-    with _alone(tmp_path / "out" / ".study.lock"), pytest.raises(DlasError, match="another dlas"):
+    with claims_in(tmp_path / "out"), pytest.raises(DlasError, match="another dlas"):
+        run(spec, tmp_path / "out", InlineExecutor(), fresh=True)
+    with claims_in(tmp_path / "out", alone=True), pytest.raises(DlasError, match="another dlas"):
         run(spec, tmp_path / "out", InlineExecutor())
+
+
+def test_what_another_process_tries_is_waited_for_and_not_tried_again(
+    spec: StudySpec, tmp_path: Path
+) -> None:
+    whole = run(spec, tmp_path / "out", InlineExecutor())
+    shared = tmp_path / "shared"
+    taken = [p.key for p in whole.points[:3]]
+    other = SqliteStorage(shared / "study.db")
+    executor = InlineExecutor()
+    with claims_in(shared) as claims, ThreadPoolExecutor() as pool:
+        assert claims.take(taken) == taken
+        mine = pool.submit(run, spec, shared, executor)
+        while len(other.points("test")) < 5:
+            assert not mine.done(), mine.result()
+            time.sleep(0.01)
+        time.sleep(0.1)
+        assert not mine.done()
+        for point in whole.points[:2]:
+            other.put_point("test", dataclasses.replace(point, seconds=77.0))
+        claims.release(taken)  # the third was given up, as by a process that died
+        result = mine.result(timeout=60)
+    other.close()
+    assert result.pending == 0
+    assert [p.seconds == 77.0 for p in result.points] == [p.key in taken[:2] for p in result.points]
+    assert not (shared / ".claims").exists()
+
+
+def test_changes_of_an_older_file_are_kept(tmp_path: Path) -> None:
+    storage = SqliteStorage(tmp_path / "study.db")
+    storage.put_study("s", {"keys": [], "changes": {"int8": [{"layer": "a"}]}})
+    storage.close()
+    with sqlite3.connect(tmp_path / "study.db") as db:
+        db.execute("DROP TABLE changes")
+        db.execute("PRAGMA user_version = 1")
+    db.close()
+    storage = SqliteStorage(tmp_path / "study.db", create=False)
+    assert storage.changes("s") == {"int8": [{"layer": "a"}]}
+    storage.close()
 
 
 def test_another_baseline_measures_the_speed_ups_again(spec: StudySpec, tmp_path: Path) -> None:

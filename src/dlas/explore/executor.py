@@ -9,10 +9,14 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
+from dlas.core.files import explain_write
+from dlas.core.locks import folder_lock
 from dlas.core.timing import Protocol as TimingProtocol
 from dlas.core.worker import Worker, WorkerFailure
 from dlas.runtime.bench import WorkerSampler
@@ -57,6 +61,14 @@ class Executor(Protocol):
         """A fresh place for one artifact."""
         ...
 
+    def busy(self) -> AbstractContextManager[Any]:
+        """Around work that would disturb a measurement; waits while somebody measures. May be nested."""
+        ...
+
+    def quiet(self) -> AbstractContextManager[Any]:
+        """Around a measurement: waits for the work of others to end, and holds it off. Not inside :meth:`busy`."""
+        ...
+
     def close(self) -> None:
         """End everything that still runs."""
         ...
@@ -68,10 +80,15 @@ class ProcessExecutor:
     Args:
         timeout_s: Seconds one step may take.
         memory_bytes: Memory one worker may use.
+        home: Folder that all processes on this machine name who want to keep out of each other's measurements (the
+            cache); None where there is only this one.
     """
 
-    def __init__(self, timeout_s: float = 600.0, memory_bytes: int | None = None) -> None:
+    def __init__(
+        self, timeout_s: float = 600.0, memory_bytes: int | None = None, home: Path | None = None
+    ) -> None:
         self.timeout_s = timeout_s
+        self.home = home
         self.memory_bytes = memory_bytes
         self._steps: Worker | None = None
         self._sessions: list[WorkerSession] = []
@@ -79,7 +96,7 @@ class ProcessExecutor:
 
     def call(self, function: str, *args: Any) -> Any:
         """Run a step in the long-lived step worker, which is replaced after a failure."""
-        with self._turn:
+        with self.busy(), self._turn:
             worker = self._steps  # `close` may take it away from another thread while a step runs
             if worker is None or not worker.alive:
                 worker = self._steps = Worker(memory_bytes=self.memory_bytes, name="steps")
@@ -94,6 +111,21 @@ class ProcessExecutor:
         session = WorkerSession(threads, self.timeout_s, self.memory_bytes)
         self._sessions.append(session)
         return session
+
+    def busy(self) -> AbstractContextManager[Any]:
+        """See Executor."""
+        return self._folder(shared=True)
+
+    def quiet(self) -> AbstractContextManager[Any]:
+        """See Executor."""
+        return self._folder(shared=False)
+
+    def _folder(self, *, shared: bool) -> AbstractContextManager[Any]:
+        if self.home is None:
+            return nullcontext()
+        with explain_write(f"to the cache {self.home}", "point DLAS_CACHE at a folder that can be written"):
+            self.home.mkdir(parents=True, exist_ok=True)
+        return folder_lock(self.home, shared=shared)
 
     def close(self) -> None:
         """Kill all workers."""

@@ -14,7 +14,7 @@ from dlas.core.figure import Figure, Source
 from dlas.core.timing import Protocol as TimingProtocol
 from dlas.core.timing import Timing, ratio
 from dlas.core.worker import WorkerFailure
-from dlas.explore.executor import Executor, Session
+from dlas.explore.executor import Session
 from dlas.explore.pipeline import Product, Workbench
 from dlas.explore.space import Stack
 from dlas.runtime.bench import measure_survivors
@@ -46,15 +46,12 @@ class Panel:
     Args:
         bench: Makes the artifacts.
         baseline: The stack that all speed-ups are ratios to; kept loaded as the anchor of every round.
-        executor: Where sessions live.
         protocol: How long to time.
     """
 
-    def __init__(
-        self, bench: Workbench, baseline: Stack, executor: Executor, protocol: TimingProtocol
-    ) -> None:
+    def __init__(self, bench: Workbench, baseline: Stack, protocol: TimingProtocol) -> None:
         self._bench = bench
-        self._executor = executor
+        self._executor = bench.executor
         self._protocol = protocol
         self._comparisons: dict[str, Comparison] = {}
         self._failures: dict[str, DlasError] = {}
@@ -62,6 +59,10 @@ class Panel:
 
     def open(self, member: Member) -> Member:
         """Compile, load and check; a failure is kept in the member."""
+        with self._executor.busy():
+            return self._open(member)
+
+    def _open(self, member: Member) -> Member:
         stack = member.stack
         memo = key_of(member.product.facts["hash"], str(stack.backend), str(stack.target))
         if memo in self._failures:
@@ -102,7 +103,8 @@ class Panel:
         sessions = {str(i): m.session for i, m in enumerate(members) if m.session is not None}
         if self._anchor.session is not None and self._anchor.failure is None:
             sessions[_ANCHOR] = self._anchor.session
-        timings, failures = measure_survivors(sessions, self._protocol)
+        with self._executor.quiet():
+            timings, failures = measure_survivors(sessions, self._protocol)
         for name, failure in failures.items():
             self._fail(self._anchor if name == _ANCHOR else members[int(name)], failure)
         for index, member in enumerate(members):

@@ -11,7 +11,7 @@ import contextlib
 import json
 import sqlite3
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -19,7 +19,7 @@ from dlas.core.errors import DlasError
 from dlas.core.figure import Record
 from dlas.explore.result import Point
 
-SCHEMA = 1
+SCHEMA = 2  # 2: what compression changed has a table of its own, because several processes add to it
 
 
 class Storage(Protocol):
@@ -37,12 +37,20 @@ class Storage(Protocol):
         """Names of all studies, the one changed last first."""
         ...
 
+    def put_changes(self, study: str, pipeline: str, changes: list[dict[str, Any]]) -> None:
+        """Store what a compression pipeline changed, layer by layer."""
+        ...
+
+    def changes(self, study: str) -> dict[str, list[dict[str, Any]]]:
+        """What each pipeline changed."""
+        ...
+
     def put_point(self, study: str, point: Point) -> None:
         """Store a finished point; a second write of the same key replaces the first."""
         ...
 
-    def points(self, study: str) -> dict[str, Point]:
-        """All finished points of a study by key."""
+    def points(self, study: str, keys: Sequence[str] | None = None) -> dict[str, Point]:
+        """Finished points of a study by key: all, or those of ``keys``."""
         ...
 
     def forget(self, study: str, keys: list[str]) -> None:
@@ -112,6 +120,13 @@ class SqliteStorage:
                 " outcome TEXT NOT NULL, baseline INTEGER NOT NULL, record TEXT NOT NULL, seconds REAL NOT NULL,"
                 " finished REAL NOT NULL, PRIMARY KEY (study, key))"
             )
+            self._db.execute(
+                "CREATE TABLE IF NOT EXISTS changes (study TEXT NOT NULL, pipeline TEXT NOT NULL, rows TEXT NOT NULL,"
+                " PRIMARY KEY (study, pipeline))"
+            )
+            for row in self._db.execute("SELECT name, facts FROM studies").fetchall():
+                for pipeline, rows in json.loads(row["facts"]).get("changes", {}).items():
+                    self._insert_changes(row["name"], pipeline, rows)
             self._db.execute(f"PRAGMA user_version = {SCHEMA}")
 
     @contextlib.contextmanager
@@ -152,6 +167,21 @@ class SqliteStorage:
         """Names, newest first; see Storage."""
         return [r["name"] for r in self._rows("SELECT name FROM studies ORDER BY changed DESC")]
 
+    def put_changes(self, study: str, pipeline: str, changes: list[dict[str, Any]]) -> None:
+        """Store what one pipeline changed; see Storage."""
+        with self._transaction():
+            self._insert_changes(study, pipeline, changes)
+
+    def _insert_changes(self, study: str, pipeline: str, changes: list[dict[str, Any]]) -> None:
+        self._db.execute(
+            "INSERT OR REPLACE INTO changes VALUES (?, ?, ?)", (study, pipeline, json.dumps(changes))
+        )
+
+    def changes(self, study: str) -> dict[str, list[dict[str, Any]]]:
+        """What all pipelines changed; see Storage."""
+        rows = self._rows("SELECT pipeline, rows FROM changes WHERE study = ?", study)
+        return {row["pipeline"]: json.loads(row["rows"]) for row in rows}
+
     def put_point(self, study: str, point: Point) -> None:
         """Store one point; see Storage."""
         record = json.dumps(point.record.to_dict())
@@ -170,9 +200,13 @@ class SqliteStorage:
                 ),
             )
 
-    def points(self, study: str) -> dict[str, Point]:
-        """All points by key; see Storage."""
-        rows = self._rows("SELECT * FROM points WHERE study = ? ORDER BY rowid", study)
+    def points(self, study: str, keys: Sequence[str] | None = None) -> dict[str, Point]:
+        """Points by key; see Storage."""
+        if keys is None:
+            rows = self._rows("SELECT * FROM points WHERE study = ? ORDER BY rowid", study)
+        else:
+            query = "SELECT * FROM points WHERE study = ? AND key = ?"
+            rows = [row for key in keys for row in self._rows(query, study, key)]
         return {
             row["key"]: Point(
                 row["key"],

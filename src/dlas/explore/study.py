@@ -1,35 +1,27 @@
-"""Study: try every stack of a space, keep what each one cost, resume where it was stopped."""
+"""Study: try every stack of a space, keep what each one cost, resume where it was stopped.
+
+Several processes may run one study at once; they share its points (``explore.claims``) and its cache.
+"""
 
 from __future__ import annotations
 
-import fcntl
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, replace
+from contextlib import contextmanager
 from pathlib import Path
-from time import monotonic
 from typing import Any
-
-import numpy as np
 
 from dlas.compress.method import methods
 from dlas.core.cache import Cache
-from dlas.core.environment import fingerprint, load, machine_key
 from dlas.core.errors import DlasError
-from dlas.core.figure import Figure, Outcome, Record, Source
 from dlas.core.options import build_options
-from dlas.core.statistics import proportion
-from dlas.core.timing import Protocol as TimingProtocol
 from dlas.core.worker import WorkerFailure
-from dlas.data.metrics import top1
+from dlas.explore.claims import Claims, Unshared, claims_in
 from dlas.explore.executor import Executor, ProcessExecutor, limits
-from dlas.explore.panel import Member, Panel
 from dlas.explore.pareto import hypervolume, pareto_keys, reference_point, values_of
-from dlas.explore.pipeline import Product, Workbench
+from dlas.explore.pipeline import Workbench
 from dlas.explore.progress import Progress, Silent
 from dlas.explore.result import Objective, Point, StudyResult
-from dlas.explore.space import Pipeline, Stack
+from dlas.explore.run import Run
 from dlas.explore.spec import StudySpec
 from dlas.explore.storage import SqliteStorage, Storage
 from dlas.hardware.target import targets
@@ -79,15 +71,16 @@ class Study:
             DlasError: Model or data cannot be used at all; nothing is stored then.
             KeyboardInterrupt: The run was interrupted; finished points are stored.
         """
-        executor = self._executor or ProcessExecutor(**limits(self.spec.limits))
+        executor = self._executor or ProcessExecutor(**limits(self.spec.limits), home=self._cache.root)
         try:
             bench = Workbench(self.spec, executor, self._cache, self.progress)
             with _as_user_error("the model cannot be imported"):
                 bench.network  # noqa: B018 - everything below needs it; fail before anything is stored
             with _as_user_error("the data cannot be prepared"):
                 bench.rows  # noqa: B018
-            with self._opened(write=True) as storage:
-                return _Run(self, bench, storage, executor).run(fresh)
+            with self._shared(fresh) as (storage, claims):
+                Run(self.spec, self.command, bench, storage, claims, self.progress).finish(fresh)
+                return load_result(storage, self.spec.name)
         finally:
             if self._executor is None:
                 executor.close()
@@ -96,194 +89,25 @@ class Study:
         """What is stored of this study so far, or None."""
         if self._storage is None and not (self.out / "study.db").exists():
             return None
-        with self._opened(write=False) as storage:
+        storage = self._storage or SqliteStorage(self.out / "study.db", create=False)
+        try:
             return load_result(storage, self.spec.name) if self.spec.name in storage.studies() else None
+        finally:
+            if self._storage is None:
+                storage.close()
 
     @contextmanager
-    def _opened(self, *, write: bool) -> Iterator[Storage]:
+    def _shared(self, alone: bool) -> Iterator[tuple[Storage, Claims]]:
+        """The storage, and claims on its points; a storage of the caller's own is not shared."""
         if self._storage is not None:
-            yield self._storage
+            yield self._storage, Unshared()
             return
-        storage = SqliteStorage(self.out / "study.db", create=write)
+        storage = SqliteStorage(self.out / "study.db")
         try:
-            with _alone(self.out / ".study.lock") if write else nullcontext():
-                yield storage
+            with claims_in(self.out, alone=alone) as claims:
+                yield storage, claims
         finally:
             storage.close()
-
-
-class _Run:
-    """One run of a study: the state that is only needed while points are being tried."""
-
-    def __init__(self, study: Study, bench: Workbench, storage: Storage, executor: Executor) -> None:
-        self.spec = study.spec
-        self.command = study.command
-        self.progress = study.progress
-        self.bench = bench
-        self.storage = storage
-        self.executor = executor
-        self.environment = fingerprint()
-        self.protocol = TimingProtocol.quick() if self.spec.study.timing == "quick" else TimingProtocol()
-        machine = machine_key()
-        self.stacks = self.spec.space.stacks(self.spec.study.design)
-        self.keys = {stack: bench.point_key(stack, machine) for stack in self.stacks}
-        self.panel: Panel | None = None
-        self.changes: dict[str, list[dict[str, Any]]] = {}
-
-    def run(self, fresh: bool) -> StudyResult:
-        name = self.spec.name
-        if fresh:
-            self.storage.forget(name, list(self.keys.values()))
-        done = self.storage.points(name)
-        todo = [stack for stack in self.stacks if not self._settled(done.get(self.keys[stack]))]
-        if name in self.storage.studies():
-            # Of a study whose file was changed, only what belongs to points that still count.
-            kept = {str(stack.compress) for stack in self.stacks if self.keys[stack] in done}
-            known = self.storage.study(name)["changes"]
-            self.changes = {pipeline: rows for pipeline, rows in known.items() if pipeline in kept}
-        self.progress.start(len(self.stacks))
-        self.progress.advance(len(self.stacks) - len(todo))
-        self.storage.put_study(name, self._facts())
-        try:
-            for pipeline in dict.fromkeys(stack.compress for stack in todo):
-                self._try_variant(pipeline, [s for s in todo if s.compress == pipeline])
-        finally:
-            if self.panel is not None:
-                self.panel.close()
-            self.storage.put_study(name, self._facts())
-        return load_result(self.storage, name)
-
-    def _settled(self, point: Point | None) -> bool:
-        """Whether nothing is left to try: what the limits may have stopped is tried again under other ones."""
-        if point is None:
-            return False
-        stopped = point.record.outcome in (Outcome.CRASH, Outcome.TIMEOUT)
-        return not stopped or point.record.environment.get("limits") == asdict(self.spec.limits)
-
-    def _facts(self) -> dict[str, Any]:
-        network, rows = self.bench.network.facts, self.bench.rows.facts
-        objectives = [str(o) for o in usable_objectives(self.spec.objectives, rows["labelled"])]
-        return {
-            "keys": list(self.keys.values()),
-            "objectives": objectives,
-            "command": self.command,
-            "stack": self.spec.text,
-            "environment": self.environment,
-            "changes": self.changes,
-            "facts": {
-                "model": network["name"],
-                "model_source": network["source"],
-                "model_kind": network["kind"],
-                "preprocessing": network["preprocessing"],
-                "dataset": rows["name"],
-                "rows": rows["rows"],
-                "classes": rows["classes"],
-                "check_rows": len(self.bench.check_rows),
-                "design": self.spec.study.design,
-                "protocol": asdict(self.protocol),
-                "notes": self.bench.notes,
-            },
-        }
-
-    def _try_variant(self, pipeline: Pipeline, stacks: list[Stack]) -> None:
-        """Compress, judge, then compile, check and time on every back end."""
-        started = monotonic()
-        try:
-            self._require_data(pipeline)
-            product = self.bench.compressed(pipeline)
-            judged = self._judge(product)
-        except DlasError as failure:
-            for stack in stacks:
-                self._store(stack, failure_record(failure, f"compress {pipeline}"), monotonic() - started)
-            return
-        self.changes[str(pipeline)] = self.bench.changes(product)
-        self.storage.put_study(self.spec.name, self._facts())  # before its points: a kill must not part them
-        for target in dict.fromkeys(s.target for s in stacks):
-            for threads in dict.fromkeys(s.threads for s in stacks):
-                members = [s for s in stacks if s.target == target and s.threads == threads]
-                if members:
-                    self._measure(members, product, judged)
-
-    def _require_data(self, pipeline: Pipeline) -> None:
-        for choice in pipeline.steps:
-            if methods.get(choice.name).needs_data and not self.bench.calibration:
-                raise DlasError(f"{choice.name} needs calibration rows", "give --data or [data] path")
-
-    def _judge(self, product: Product) -> tuple[dict[str, Figure], dict[str, Any]]:
-        """Figures and facts of a compressed network that hold on every back end."""
-        figures = {name: Figure.from_dict(f) for name, f in product.facts["figures"].items()}
-        scores = self.bench.scores(product)
-        broken = int(np.sum(~np.isfinite(scores.reshape(len(scores), -1)).all(axis=1)))
-        if broken:
-            raise NotFiniteError(f"{broken} of {len(scores)} rows come out as NaN or infinity")
-        original = self.bench.scores(self.bench.network)
-        labels = self.bench.labels
-        if scores.ndim == 2 and scores.shape == original.shape:
-            figures["agreement"] = proportion(
-                int(np.sum(scores.argmax(1) == original.argmax(1))), len(scores)
-            )
-            if labels is not None:
-                figures["top1"] = top1(scores, labels)
-        floor = self.bench.floor(product)
-        facts = {
-            "noise_floor": floor.to_dict(),
-            "kind": product.facts["kind"],
-            "notes": product.facts["notes"],
-        }
-        return figures, facts
-
-    def _measure(
-        self, stacks: list[Stack], product: Product, judged: tuple[dict[str, Figure], dict[str, Any]]
-    ) -> None:
-        """Compile, check and time the stacks of one panel, interleaved with the baseline."""
-        started = monotonic()
-        if self.panel is None:
-            self.panel = Panel(self.bench, self.spec.space.baseline, self.executor, self.protocol)
-        members = [Member(stack, product, self.bench.floor(product)) for stack in stacks]
-        pool = ThreadPoolExecutor(max_workers=2)
-        try:
-            opened = list(pool.map(self.panel.open, members))
-        finally:
-            # After Ctrl-C nobody waits for a compiler: its worker is killed as the study closes its executor.
-            pool.shutdown(wait=False, cancel_futures=True)
-        ready = [m for m in opened if m.failure is None]
-        self.progress.step(f"time {stacks[0].compress}, {stacks[0].threads} thread(s)")
-        self.panel.time(ready)
-        each = (monotonic() - started) / len(stacks)
-        for member in opened:
-            self._store(member.stack, self._record(member, judged), each)
-
-    def _record(self, member: Member, judged: tuple[dict[str, Figure], dict[str, Any]]) -> Record:
-        if member.failure is not None:
-            record = failure_record(member.failure, f"{member.stack.backend}")
-            # What compression cost is known even where the network cannot be deployed.
-            return replace(record, figures=judged[0], facts={**judged[1], **record.facts})
-        figures = {**judged[0], **member.figures}
-        facts = {**judged[1], **member.facts}
-        facts["notes"] = [*judged[1]["notes"], *member.facts.get("notes", [])]
-        comparison = member.comparison
-        assert comparison is not None, "a member without failure was checked"
-        facts["verdict"] = str(comparison.verdict)
-        facts["comparison"] = comparison.to_dict()
-        if comparison.label_diff is not None:
-            figures["label_diff"] = comparison.label_diff
-        if comparison.sqnr_db is not None:
-            figures["sqnr_db"] = Figure(comparison.sqnr_db, "dB", Source.MEASURED, n=comparison.rows)
-        right = comparison.verdict.right
-        return Record(
-            Outcome.OK if right else Outcome.WRONG, "" if right else comparison.reason, figures, facts
-        )
-
-    def _store(self, stack: Stack, record: Record, seconds: float) -> None:
-        baseline = stack == self.spec.space.baseline
-        record = replace(record, environment={"load": load(), "limits": asdict(self.spec.limits)})
-        point = Point(self.keys[stack], stack.choices(), record, baseline, seconds)
-        self.storage.put_point(self.spec.name, point)
-        self.progress.advance()
-
-
-class NotFiniteError(DlasError):
-    """A network answers with NaN or infinity: there is nothing to compare a back end with."""
 
 
 def load_result(storage: Storage, name: str) -> StudyResult:
@@ -299,13 +123,20 @@ def load_result(storage: Storage, name: str) -> StudyResult:
         objectives=objectives,
         pareto=front,
         hypervolume=front_volume(points, front, objectives),
-        changes=known["changes"],
+        changes=_changes(storage, name, points),
         facts={**known["facts"], **_baseline_facts(points)},
         environment=known["environment"],
         command=known["command"],
         stack=known["stack"],
         pending=len(known["keys"]) - len(points),
     )
+
+
+def _changes(storage: Storage, name: str, points: tuple[Point, ...]) -> dict[str, list[dict[str, Any]]]:
+    """What the pipelines of these points changed; a study whose file was edited may know others."""
+    known = storage.changes(name)
+    tried = dict.fromkeys(p.choices["compress"] for p in points)
+    return {pipeline: known[pipeline] for pipeline in tried if pipeline in known}
 
 
 def front_volume(
@@ -317,22 +148,6 @@ def front_volume(
         return {}
     reference = reference_point(values)
     return {"value": hypervolume(values, reference), "reference": [float(v) for v in reference]}
-
-
-def usable_objectives(objectives: tuple[Objective, ...], labelled: bool) -> tuple[Objective, ...]:
-    """Without labels there is no accuracy: agreement with the original stands in for it."""
-    if labelled:
-        return objectives
-    return tuple(Objective("agreement", False) if o.figure == "top1" else o for o in objectives)
-
-
-def failure_record(failure: DlasError, where: str) -> Record:
-    """The row of something that could not be done."""
-    if isinstance(failure, WorkerFailure):
-        reason = f"{where}: {failure.reason}"
-        return Record(failure.outcome, reason, stderr_tail=failure.stderr_tail)
-    outcome = Outcome.WRONG if isinstance(failure, NotFiniteError) else Outcome.UNSUPPORTED
-    return Record(outcome, f"{where}: {failure}")
 
 
 def check_choices(spec: StudySpec) -> None:
@@ -364,17 +179,3 @@ def _as_user_error(what: str) -> Iterator[None]:
         yield
     except WorkerFailure as failure:
         raise DlasError(f"{what}: {failure.reason}", failure.hint) from failure
-
-
-@contextmanager
-def _alone(path: Path) -> Iterator[None]:
-    """Hold the study file for one process; the system gives the lock back if the process dies."""
-    with path.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise DlasError(
-                f"another dlas is running the study in {path.parent}",
-                "wait for it, or name another folder with --out",
-            ) from None
-        yield
