@@ -155,10 +155,14 @@ class Reader(Values):
             return [self.real(i)]
         scale = (data.scale * weight.scale).astype(np.float32)
         stored = tensor.constant()
-        if stored.size and np.abs(stored).max() > np.iinfo(np.int32).max:  # more than DequantizeLinear can take
+        if (
+            stored.size and np.abs(stored).max() > np.iinfo(np.int32).max
+        ):  # more than DequantizeLinear can take
             return [self.initializer((stored * scale.astype(np.float64)).astype(np.float32), tensor.name)]
         quant = Quant(scale, np.zeros(len(scale), np.int64), 0 if len(scale) > 1 else None)
-        name = self.raw(i) if tensor.dtype == "int32" else self.initializer(stored.astype(np.int32), tensor.name)
+        name = (
+            self.raw(i) if tensor.dtype == "int32" else self.initializer(stored.astype(np.int32), tensor.name)
+        )
         return [self._dequantize(name, quant, "int32")]
 
     # Results
@@ -228,7 +232,11 @@ class Reader(Values):
         known = all(i < 0 or self.is_constant(i) for i in op.inputs)
         for i in op.outputs:
             tensor = self.tensor(i)
-            small = 0 < int(np.prod(tensor.shape)) <= MAX_FOLDED and tensor.dtype in ("int32", "int64", "bool")
+            small = 0 < int(np.prod(tensor.shape)) <= MAX_FOLDED and tensor.dtype in (
+                "int32",
+                "int64",
+                "bool",
+            )
             if not known or not small or tensor.data is not None or tensor.quant is not None:
                 continue
             found = self._evaluated(self.raw(i, layout.identity(len(tensor.shape))))

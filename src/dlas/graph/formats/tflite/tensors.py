@@ -16,9 +16,11 @@ DTYPES: dict[str, str] = {  # TensorType of the schema -> NumPy dtype
     "INT8": "int8",
     "UINT8": "uint8",
     "INT16": "int16",
+    "UINT16": "uint16",
     "INT32": "int32",
     "UINT32": "uint32",
     "INT64": "int64",
+    "UINT64": "uint64",
     "BOOL": "bool",
 }
 TYPES = {dtype: name for name, dtype in DTYPES.items()}

@@ -11,7 +11,7 @@ from dlas.core.errors import UnsupportedError
 from dlas.graph.formats.tflite import layout
 from dlas.graph.formats.tflite.reader import Reader
 from dlas.graph.formats.tflite.rules import Rule
-from dlas.graph.formats.tflite.tensors import QUANTISED, Operation
+from dlas.graph.formats.tflite.tensors import GRIDS, Operation
 from dlas.graph.formats.tflite.writer import Writer
 
 REDUCTIONS = [
@@ -38,7 +38,7 @@ def _read_pad(r: Reader, op: Operation) -> None:
             raise UnsupportedError("MIRROR_PAD in symmetric mode has no ONNX counterpart")
         r.give_moved(out, i, r.emit("Pad", [r.value(i, perm), pads], mode="reflect"), perm)
         return
-    fill = np.zeros((), np.float32 if tensor.dtype in QUANTISED and tensor.quant else tensor.dtype)
+    fill = np.zeros((), np.float32 if tensor.dtype in GRIDS and tensor.quant else tensor.dtype)
     if op.kind == "PADV2" and len(op.inputs) > 2:
         given = r.tensor(op.inputs[2])
         number = given.constant().reshape(-1)[:1]
