@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dlas.core.errors import DataError, DlasError, OptionError
+from dlas.core.files import scratch_folder
 
 if TYPE_CHECKING:
     from dlas.compress.method import Progress as MethodProgress
@@ -198,12 +198,12 @@ def compare(
     from dlas.graph.model import Model
     from dlas.verify.compare import Subject, compare_files
 
-    with tempfile.TemporaryDirectory(prefix="dlas-") as folder:
+    with scratch_folder() as folder:
 
         def subject(given: Any) -> Subject:
             if not isinstance(given, Model):
                 return Subject.open(model_path(given), architecture)
-            path = Path(folder) / f"{given.renamed(given.name).name}-{given.hash[:8]}.onnx"
+            path = folder / f"{given.renamed(given.name).name}-{given.hash[:8]}.onnx"
             save_model(given, path)
             return Subject(path, given)
 

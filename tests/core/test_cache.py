@@ -143,7 +143,8 @@ def test_failed_make_leaves_no_entry(tmp_path):
     cache = Cache(tmp_path)
     with pytest.raises(FileNotFoundError, match="of the step itself"):
         cache.folder(KEY, broken)
-    assert os.listdir(tmp_path / KEY[:2]) == []
+    assert not (tmp_path / KEY[:2]).exists()
+    assert os.listdir(tmp_path / ".work") == []
     make = Made()
     cache.folder(KEY, make)
     assert make.count == 1

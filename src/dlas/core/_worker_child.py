@@ -6,7 +6,9 @@ the environment when the interpreter starts.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import errno
 import faulthandler
 import importlib
 import json
@@ -18,6 +20,7 @@ import traceback
 from typing import Any
 
 _PR_SET_PDEATHSIG = 1
+_NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO}
 
 
 def main(setup: dict[str, Any]) -> None:
@@ -64,21 +67,26 @@ def _answer(request: dict[str, Any]) -> list[bytes | memoryview]:
         value = function(*request["args"], **request["kwargs"])
         return _wire.pack({"value": value})
     except BaseException as error:
-        traceback.print_exc()
-        sys.stderr.flush()
+        with contextlib.suppress(OSError):  # the log is on a disk that may be full
+            traceback.print_exc()
+            sys.stderr.flush()
         return _wire.pack({"error": _describe(error)})
     finally:
-        sys.stdout.flush()
+        with contextlib.suppress(OSError):
+            sys.stdout.flush()
 
 
 def _describe(error: BaseException) -> dict[str, Any]:
-    from dlas.core.errors import DlasError, UnsupportedError
+    from dlas.core.errors import DlasError, StorageError, UnsupportedError
 
     known = isinstance(error, DlasError)
     text = str(error) if known else f"{type(error).__name__}: {error}".rstrip(": ")
+    full = isinstance(error, OSError) and error.errno in _NO_ROOM
     return {
         "reason": " ".join(text.split()) or type(error).__name__,
         "unsupported": isinstance(error, UnsupportedError),
+        # Compilers and other native code say it in words only.
+        "storage": full or isinstance(error, StorageError) or os.strerror(errno.ENOSPC) in text,
         "exit_code": error.exit_code if known else 1,
     }
 

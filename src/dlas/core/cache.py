@@ -2,13 +2,13 @@
 
 An entry is complete or absent: it is built under a temporary name, listed with sizes and hashes in a manifest,
 flushed and renamed. A lock per key (given back by the system when its holder dies) keeps two processes from making
-the same thing. No time stamp is ever consulted.
+the same thing. Whatever is not yet an entry lies in ``.work``, under its key's name, so that the next process finds
+what a killed one left. No time stamp says whether an entry is good.
 """
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import logging
@@ -16,15 +16,20 @@ import os
 import re
 import shutil
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from dlas.core.errors import DlasError, StorageError
 from dlas.core.files import explain_write, sync, sync_tree
+from dlas.core.locks import locked
 
 log = logging.getLogger("dlas")
 
 MANIFEST = ".manifest.json"
+_WORK = ".work"
+_LOCK, _KEPT = ".lock", ".kept"
+_KEPT_AT_MOST = 16  # half-done steps that nobody came back to
 _KEY = re.compile(r"[0-9a-f]{16,64}")
 _HINT = "point DLAS_CACHE at a folder that can be written and has room"
 
@@ -45,17 +50,33 @@ def key_of(*parts: Any) -> str:
 def default_root() -> Path:
     """``DLAS_CACHE``, else ``$XDG_CACHE_HOME/dlas``, else ``~/.cache/dlas``."""
     given = os.environ.get("DLAS_CACHE")
-    if given:
-        return Path(given).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dlas"
+    try:
+        if given:
+            return Path(given).expanduser()
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dlas"
+    except RuntimeError as error:  # a user without a home
+        raise DlasError(f"there is no place for the cache: {error}", _HINT) from error
+
+
+def kept_folder(folder: Path) -> Path:
+    """Where a step keeps what should outlive a kill, such as checkpoints; not made yet.
+
+    The cache removes it when the step is done.
+
+    Args:
+        folder: The folder that :meth:`Cache.folder` gave the step to fill.
+    """
+    return folder.with_name(folder.name.partition(".")[0] + _KEPT)
 
 
 class Cache:
     """Folders by key below one root; safe for several processes and threads at once."""
 
     def __init__(self, root: Path | None = None) -> None:
-        self.root = Path(root) if root is not None else default_root()
+        self.root = Path(os.path.abspath(root if root is not None else default_root()))
+        self._work = self.root / _WORK
         self._hashed: set[str] = set()
+        self._tidied = False
 
     def folder(self, key: str, make: Callable[[Path], None]) -> Path:
         """The folder of ``key``; ``make`` fills an empty one first if there is none yet. Treat it as read-only.
@@ -65,60 +86,119 @@ class Cache:
             make: Called with the folder to fill; whatever it raises passes through and leaves no entry.
 
         Raises:
-            DlasError: The cache folder cannot be written, or the disk is full.
+            StorageError: The cache folder cannot be written, the disk is full, or somebody removed the cache
+                meanwhile.
         """
         entry = self._entry(key)
+        self._tidy()
         if self._fault(key, entry) == "":
             return entry
-        with explain_write(f"to the cache {self.root}", _HINT), self._locked(key):
+        with explain_write(f"to the cache {self.root}", _HINT), locked(self._place(key, _LOCK)):
             # Somebody else may have made or mended it while we waited.
             fault = self._fault(key, entry)
             if fault == "":
                 return entry
             if entry.exists():
                 log.warning("cache entry %s is rebuilt: %s", key[:12], fault)
-                _remove(entry)
-            for leftover in entry.parent.glob(f".{key}.*"):
-                shutil.rmtree(leftover, ignore_errors=True)
-            temporary = entry.with_name(f".{key}.{uuid.uuid4().hex[:8]}")
-            temporary.mkdir()
-            try:
-                make(temporary)
-                _write_manifest(temporary)
-                os.rename(temporary, entry)
-                sync(entry.parent)
-            finally:
-                shutil.rmtree(temporary, ignore_errors=True)
-            self._hashed.add(key)
+                self._remove(entry)
+            self._drop(key)
+            self._fill(key, entry, make)
         return entry
+
+    def _fill(self, key: str, entry: Path, make: Callable[[Path], None]) -> None:
+        temporary = self._place(key)
+        temporary.mkdir()
+        try:
+            make(temporary)
+            _write_manifest(temporary)
+            entry.parent.mkdir(parents=True, exist_ok=True)
+            os.rename(temporary, entry)
+            sync(entry.parent)
+        except Exception as error:
+            if not temporary.exists() or not all(self._entry(k).exists() for k in self._hashed):
+                raise StorageError(
+                    f"the cache {self.root} was removed while it was used", "run the same command again"
+                ) from error
+            raise
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+        self._hashed.add(key)
+        shutil.rmtree(kept_folder(temporary), ignore_errors=True)
 
     def has(self, key: str) -> bool:
         """Whether a sound entry for ``key`` is there."""
         return self._fault(key, self._entry(key)) == ""
 
     def size(self) -> int:
-        """Bytes of all entries."""
+        """Bytes of all entries and of everything that is being made."""
         return sum(
             (Path(base) / name).lstat().st_size
-            for shelf in self._shelves()
+            for shelf in (*self._shelves(), self._work)
             for base, _, names in os.walk(shelf)
             for name in names
         )
 
     def clear(self) -> None:
-        """Remove every entry that nobody is making right now."""
+        """Remove every entry that nobody is making right now, and what is kept of unfinished ones."""
         for shelf in self._shelves():
-            for place in sorted(shelf.iterdir()):
-                key = place.name.removesuffix(".lock")
-                if not _KEY.fullmatch(key):
-                    continue
-                with contextlib.suppress(BlockingIOError), self._locked(key, wait=False):
-                    _remove(shelf / key)
-                    for leftover in shelf.glob(f".{key}.*"):
-                        shutil.rmtree(leftover, ignore_errors=True)
+            for key in [p.name for p in sorted(shelf.iterdir()) if _KEY.fullmatch(p.name)]:
+                with locked(self._place(key, _LOCK), wait=False) as free:
+                    if free:
+                        self._remove(shelf / key)
             with contextlib.suppress(OSError):
                 shelf.rmdir()
+        for key in self._unfinished():
+            with locked(self._place(key, _LOCK), wait=False) as free:
+                if free:
+                    self._drop(key, kept=True)
+        with contextlib.suppress(OSError):
+            self._work.rmdir()
         self._hashed.clear()
+
+    def _tidy(self) -> None:
+        """Once per process: remove what killed processes left, and all but the newest of the steps they began."""
+        if self._tidied:
+            return
+        self._tidied = True
+        with contextlib.suppress(OSError):  # a cache that can only be read is of use all the same
+            for key in self._unfinished():
+                with locked(self._place(key, _LOCK), wait=False) as free:
+                    if free:
+                        self._drop(key, kept=self._entry(key).exists())
+            kept = sorted(self._work.glob("*" + _KEPT), key=lambda p: p.stat().st_mtime, reverse=True)
+            for path in kept[_KEPT_AT_MOST:]:
+                with locked(path.with_suffix(_LOCK), wait=False) as free:
+                    if free:
+                        shutil.rmtree(path, ignore_errors=True)
+            self._work.rmdir()
+
+    def _unfinished(self) -> list[str]:
+        """Keys with anything in the work folder."""
+        if not self._work.is_dir():
+            return []
+        names = {p.name.partition(".")[0] for p in self._work.iterdir()}
+        return sorted(name for name in names if _KEY.fullmatch(name))
+
+    def _drop(self, key: str, kept: bool = False) -> None:
+        """Remove what an earlier process left of a key whose lock is held; its checkpoints only if told."""
+        for leftover in self._work.glob(f"{key}.*"):
+            if leftover.name != key + _LOCK and (kept or leftover.name != key + _KEPT):
+                shutil.rmtree(leftover, ignore_errors=True)
+
+    def _remove(self, entry: Path) -> None:
+        """Take an entry out of sight in one step, then delete it; the lock of its key is held."""
+        self._hashed.discard(entry.name)
+        gone = self._place(entry.name)
+        with contextlib.suppress(FileNotFoundError):
+            os.rename(entry, gone)
+            if gone.is_dir():
+                shutil.rmtree(gone, ignore_errors=True)
+            else:
+                gone.unlink()
+
+    def _place(self, key: str, ending: str = "") -> Path:
+        """A name in the work folder; one that nobody has without an ``ending``."""
+        return self._work / (key + (ending or f".{uuid.uuid4().hex[:8]}"))
 
     def _entry(self, key: str) -> Path:
         if not _KEY.fullmatch(key):
@@ -148,28 +228,6 @@ class Cache:
             return f"its manifest cannot be read: {error}"
         self._hashed.add(key)
         return ""
-
-    @contextlib.contextmanager
-    def _locked(self, key: str, wait: bool = True) -> Iterator[None]:
-        path = self._entry(key).with_name(f"{key}.lock")
-        while True:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            try:
-                handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-            except FileNotFoundError:  # `clear` took the shelf away in between
-                continue
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-                # The holder before us removes the file as it leaves: a lock on a removed file guards nothing.
-                if not _same_file(handle, path):
-                    continue
-                try:
-                    yield
-                finally:
-                    path.unlink(missing_ok=True)
-                return
-            finally:
-                os.close(handle)
 
 
 def _canonical(value: Any) -> Any:
@@ -207,23 +265,3 @@ def _write_manifest(folder: Path) -> None:
 def _file_hash(path: Path) -> str:
     with path.open("rb") as content:
         return hashlib.file_digest(content, "sha256").hexdigest()
-
-
-def _remove(entry: Path) -> None:
-    """Take a folder out of sight in one step, then delete it."""
-    gone = entry.with_name(f".{entry.name}.{uuid.uuid4().hex[:8]}")
-    with contextlib.suppress(FileNotFoundError):
-        os.rename(entry, gone)
-        if gone.is_dir():
-            shutil.rmtree(gone, ignore_errors=True)
-        else:
-            gone.unlink()
-
-
-def _same_file(handle: int, path: Path) -> bool:
-    try:
-        there = path.stat()
-    except FileNotFoundError:
-        return False
-    here = os.fstat(handle)
-    return (here.st_ino, here.st_dev) == (there.st_ino, there.st_dev)

@@ -17,7 +17,6 @@ import socket
 import struct
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -25,9 +24,11 @@ from pathlib import Path
 from typing import IO, Any
 
 from dlas.core import _wire
-from dlas.core.errors import DlasError
+from dlas.core.errors import DlasError, StorageError
 from dlas.core.figure import Outcome
+from dlas.core.files import scratch_folder
 
+_ROOM = "make room on the disk, or point DLAS_CACHE, TMPDIR and the output at one that has"
 _TICK_S = 0.05
 _TAIL_LINES = 20
 _TAIL_BYTES = 16384
@@ -91,7 +92,9 @@ class Worker:
         self.name = name
         self.memory_bytes = memory_bytes
         self._ended = ""
-        self._log: IO[bytes] = tempfile.TemporaryFile(prefix="dlas-")  # noqa: SIM115 - closed by close()
+        self._held = contextlib.ExitStack()
+        scratch = self._held.enter_context(scratch_folder())
+        self._log: IO[bytes] = self._held.enter_context((scratch / "log").open("w+b"))
         ours, theirs = socket.socketpair()
         self._link = ours
         setup = {
@@ -109,7 +112,8 @@ class Worker:
                 stdin=subprocess.DEVNULL,
                 stdout=self._log,
                 stderr=self._log,
-                env={**os.environ, **counts, **(env or {})},
+                # Temporary files of the libraries go with the worker, however it ends.
+                env={**os.environ, "TMPDIR": str(scratch), **counts, **(env or {})},
                 start_new_session=True,  # Ctrl-C goes to the parent alone; the group can be killed as one
             )
 
@@ -136,6 +140,7 @@ class Worker:
         Raises:
             WorkerFailure: The function raised (the worker lives on), or the child died, hung or took too much memory
                 (the worker has ended).
+            StorageError: The function raised because a disk is full or cannot be written (the worker lives on).
         """
         if self._ended:
             raise WorkerFailure(Outcome.CRASH, f"the {self.name} has ended: {self._ended}")
@@ -153,6 +158,8 @@ class Worker:
             raise
         if "error" in reply:
             error = reply["error"]
+            if error["storage"]:
+                raise StorageError(error["reason"], _ROOM)
             outcome = Outcome.UNSUPPORTED if error["unsupported"] else Outcome.CRASH
             raise WorkerFailure(outcome, error["reason"], self.stderr_tail(), error["exit_code"])
         return reply["value"]
@@ -174,8 +181,7 @@ class Worker:
     def close(self) -> None:
         """End the child and everything it started; calling it again does nothing."""
         self._end("it was closed")
-        if not self._log.closed:
-            self._log.close()
+        self._held.close()
 
     def __enter__(self) -> Worker:
         return self

@@ -7,7 +7,8 @@ studies call them only inside a worker (``runtime.session``).
 
 from __future__ import annotations
 
-import tempfile
+import contextlib
+import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -18,6 +19,7 @@ import numpy as np
 
 from dlas.core.errors import UnsupportedError
 from dlas.core.figure import Figure
+from dlas.core.files import scratch_folder
 from dlas.core.options import Choice, Configurable
 from dlas.core.registry import Registry
 from dlas.graph.model import Model
@@ -130,10 +132,11 @@ class Backend(Configurable):
         reason = self.refusal(model, target)
         if reason:
             raise UnsupportedError(f"{self.name} cannot run {model.name}: {reason}")
-        holder = tempfile.TemporaryDirectory(prefix="dlas-")
-        self.build(model, target, Path(holder.name), batch=batch)
-        executable = self.load(Path(holder.name), target, threads=threads)
-        executable._holder = holder  # type: ignore[attr-defined]  # the artifact lives as long as what runs it
+        with contextlib.ExitStack() as stack:
+            folder = stack.enter_context(scratch_folder())
+            self.build(model, target, folder, batch=batch)
+            executable = self.load(folder, target, threads=threads)
+            weakref.finalize(executable, stack.pop_all().close)  # the artifact lives as long as what runs it
         return executable
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from dlas.core.figure import Figure, Outcome, Source
+from dlas.core.files import scratch_folder
 from dlas.core.options import Choice
 from dlas.core.timing import Protocol, Timing, measure_samplers, ratio
 from dlas.core.worker import Worker, WorkerFailure
@@ -173,8 +174,7 @@ def bench(
         known_backends.get(choice.name)(**choice.as_dict())
     protocol = protocol or Protocol()
     rows: list[BenchRow] = []
-    with tempfile.TemporaryDirectory(prefix="dlas-") as holder:
-        folder = Path(holder)
+    with scratch_folder() as folder:
         (folder / "model.onnx").write_bytes(model.to_bytes())
         built = {}
         for backend in backends:

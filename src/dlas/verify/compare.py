@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,6 +11,7 @@ import numpy as np
 
 from dlas.core.errors import DataError, DlasError
 from dlas.core.figure import Figure, Outcome
+from dlas.core.files import scratch_folder
 from dlas.core.options import Choice
 from dlas.core.worker import Worker, WorkerFailure, run_in_worker
 from dlas.data.dataset import Dataset
@@ -291,8 +291,7 @@ def _native(subject: Subject, x: np.ndarray, timeout_s: float) -> np.ndarray:
 
 def _on_backend(model: Model, backend: str, x: np.ndarray, timeout_s: float) -> np.ndarray:
     choice = str(Choice.parse(backend))
-    with tempfile.TemporaryDirectory(prefix="dlas-") as folder, Worker(threads=1) as worker:
-        place = Path(folder)
+    with scratch_folder() as place, Worker(threads=1) as worker:
         (place / "artifact").mkdir()
         (place / "model.onnx").write_bytes(model.to_bytes())
         build = [choice, str(place / "model.onnx"), "host", str(place / "artifact"), 1]

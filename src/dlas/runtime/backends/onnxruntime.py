@@ -10,7 +10,6 @@ import functools
 import json
 import platform
 import statistics
-import tempfile
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from dlas.core.environment import relevant_flags
-from dlas.core.files import write_atomic
+from dlas.core.files import scratch_folder, write_atomic
 from dlas.core.options import option
 from dlas.graph.model import Model
 from dlas.hardware.target import Target
@@ -119,8 +118,8 @@ class OnnxRuntimeExecutable(SignedExecutable):
     def profile(self, inputs: Mapping[str, np.ndarray], repeats: int = 30) -> tuple[LayerTiming, ...]:
         """Median kernel time per node of the optimised graph; its names are those of the fused nodes."""
         self._check(inputs)
-        with tempfile.TemporaryDirectory(prefix="dlas-") as folder:
-            session = self._make(profile_prefix=str(Path(folder) / "ort"))
+        with scratch_folder() as folder:
+            session = self._make(profile_prefix=str(folder / "ort"))
             for _ in range(repeats + 3):
                 session.run(None, dict(inputs))
             events = json.loads(Path(session.end_profiling()).read_text())
