@@ -4,8 +4,8 @@ Weights become symmetric int8 codes with one scale per output channel (per gate 
 LiteRT's kernels take), biases and activations stay float32, and no calibration rows are needed. A quarter of the
 weight bytes, linear in the number of weights. What it brings in time is the run time's affair: LiteRT rounds the
 activations of each layer to int8 as they come and multiplies integers, ONNX Runtime mostly widens the weights and
-computes in float. Follows the dynamic-range form of TensorFlow Lite's 8-bit specification. Where the hardware has only integer
-arithmetic, use ``int8``.
+computes in float. Follows the dynamic-range form of TensorFlow Lite's 8-bit specification. Where the hardware has only
+integer arithmetic, use ``int8``.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ _WEIGHTS = {
     **dict.fromkeys(GATES, (1, 2)),
 }
 _NOTE = (
-    "activations stay float in the file: LiteRT rounds them to int8 at run time; ONNX Runtime computes in float, except "
-    "that fully optimised it rounds the activations of matrix products whose weights are stored as (inputs, outputs)"
+    "activations stay float in the file: LiteRT rounds them to int8 at run time; ONNX Runtime computes in float, but "
+    "fully optimised it rounds the activations of matrix products whose weights are stored as (inputs, outputs)"
 )
 
 
