@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 
@@ -130,6 +132,17 @@ def test_sqnr_follows_its_formula() -> None:
     a = np.array([[3.0, 4.0]])
     assert sqnr_db(a, a + np.array([[0.05, 0.0]])) == pytest.approx(10 * np.log10(25 / 0.0025))
     assert sqnr_db(a, a) is None
+    assert sqnr_db(a * 1e200, a * 1.1e200) == pytest.approx(20)
+    assert sqnr_db(a * 1e-200, a * 1.1e-200) == pytest.approx(20)
+
+
+def test_there_is_no_sqnr_without_a_signal(scores: np.ndarray) -> None:
+    assert sqnr_db(np.zeros((2, 2)), np.ones((2, 2))) is None
+    found = compare_outputs(np.zeros_like(scores), scores, classify=False)
+    assert found.sqnr_db is None
+    assert found.max_abs > 0
+    assert found.verdict is Verdict.SCORE_ONLY
+    json.dumps(found.to_dict(), allow_nan=False)
 
 
 def test_the_floor_counts_what_moved(scores: np.ndarray) -> None:

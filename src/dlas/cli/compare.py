@@ -101,7 +101,7 @@ def show(found: CompareReport) -> None:
                 verdict,
                 figure_text(c.label_diff) if c else "",
                 c.unexplained if c and c.label_diff else "",
-                ("identical" if c.sqnr_db is None else f"{c.sqnr_db:.1f} dB") if c else "",
+                _sqnr_text(c.sqnr_db, c.max_abs) if c else "",
                 f"{c.max_abs:.3g}" if c else "",
                 figure_text(row.top1),
                 row.reason,
@@ -123,12 +123,18 @@ def show(found: CompareReport) -> None:
         cells = [
             (
                 r["tensor"],
-                "identical" if r["sqnr_db"] is None else f"{r['sqnr_db']:.1f} dB",
+                _sqnr_text(r["sqnr_db"], r["max_abs"]),
                 f"{r['max_abs']:.3g}",
             )
             for r in found.layers
         ]
         write_table(("tensor", "SQNR", "max diff"), cells)
+
+
+def _sqnr_text(decibels: float | None, max_abs: float) -> str:
+    if decibels is None:
+        return "none: source all 0" if max_abs else "identical"
+    return f"{decibels:.1f} dB"
 
 
 def _exit_code(found: CompareReport, fail_on: str) -> int:

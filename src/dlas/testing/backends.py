@@ -262,13 +262,15 @@ class BackendSuite:
 
 
 def sqnr_db(wanted: np.ndarray, got: np.ndarray) -> float:
-    """Signal to difference in dB, ``10 log10(sum w^2 / sum (w - g)^2)``; infinite when equal, -inf when not finite."""
+    """Signal to difference in dB, ``10 log10(sum w^2 / sum (w - g)^2)``.
+
+    Infinite when equal; -inf when the answers are not finite, or differ from a ``wanted`` that is zero everywhere.
+    """
+    signal = np.square(wanted.astype(np.float64)).sum()
     difference = np.square(wanted.astype(np.float64) - got.astype(np.float64)).sum()
-    if not np.isfinite(difference):
-        return -np.inf
-    return (
-        np.inf if difference == 0 else 10 * np.log10(np.square(wanted.astype(np.float64)).sum() / difference)
-    )
+    if difference == 0:
+        return np.inf
+    return 10 * np.log10(signal / difference) if signal and np.isfinite(difference) else -np.inf
 
 
 def _inputs(model: Model, seed: int) -> dict[str, np.ndarray]:

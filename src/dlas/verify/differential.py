@@ -76,7 +76,8 @@ class Comparison:
         topk_agreement: Mean overlap of the top-k labels, with k; None likewise.
         max_abs: Largest difference of any score.
         relative_l2: ``||a - b|| / ||a||``.
-        sqnr_db: Signal-to-noise ratio in dB; None when the answers are identical.
+        sqnr_db: Signal-to-noise ratio in dB; None where there is none: the answers are identical (``max_abs`` is 0),
+            or the reference's are all zero.
         flips: Rows whose label differs, those that rounding cannot explain first.
         unexplained: How many of them rounding cannot explain.
     """
@@ -109,13 +110,15 @@ class Comparison:
 
 
 def sqnr_db(reference: np.ndarray, other: np.ndarray) -> float | None:
-    """Signal-to-quantisation-noise ratio ``10 log10(sum a^2 / sum (a-b)^2)`` in dB; None when a equals b."""
+    """Signal-to-quantisation-noise ratio ``10 log10(sum a^2 / sum (a-b)^2)`` in dB.
+
+    None where the ratio is no number: a equals b, or a is zero everywhere, which leaves no signal.
+    """
     a, b = reference.astype(np.float64), other.astype(np.float64)
-    noise = float(np.sum((a - b) ** 2))
-    if noise == 0.0:
-        return None
-    signal = float(np.sum(a**2))
-    return 10.0 * float(np.log10(signal / noise)) if signal > 0 else -300.0
+    peak = max(np.abs(a).max(initial=0.0), np.abs(b).max(initial=0.0)) or 1.0
+    # Squares of very large or very small numbers are no float64; the ratio does not change with the unit.
+    noise, signal = float(np.sum((a / peak - b / peak) ** 2)), float(np.sum((a / peak) ** 2))
+    return 10.0 * float(np.log10(signal / noise)) if signal and noise else None
 
 
 def is_classifier(scores: np.ndarray) -> bool:
