@@ -7,8 +7,8 @@ import logging
 import re
 import threading
 import warnings
-from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -27,6 +27,29 @@ _SCOPES = "pkg.torch.onnx.name_scopes"
 _LOGGING = threading.Lock()
 
 
+@dataclass(frozen=True)
+class Exported:
+    """What PyTorch's exporter made of a module.
+
+    Attributes:
+        graph: The network in ONNX.
+        dynamic: Whether its batch is dynamic.
+    """
+
+    graph: ir.Model
+    dynamic: bool
+
+
+Exporter = Callable[["nn.Module", "tuple[torch.Tensor, ...]", bool], Exported]
+"""Module, example inputs and whether their batch is to stay -> the tidied graph."""
+
+
+def export(module: nn.Module, examples: tuple[torch.Tensor, ...], fixed_batch: bool) -> Exported:
+    """The graph of a module, tidied; an :data:`Exporter`."""
+    raw = export_raw(module, examples, fixed_batch)
+    return Exported(tidied(raw.graph), raw.dynamic)
+
+
 def from_module(
     module: nn.Module,
     example: Any,
@@ -36,6 +59,7 @@ def from_module(
     source: Mapping[str, str] | None = None,
     options: Mapping[str, Any] | None = None,
     fixed_batch: bool = False,
+    exporter: Exporter = export,
 ) -> Model:
     """Export a module with a dynamic batch ``N``, simplify the graph and compare both on random input.
 
@@ -50,6 +74,7 @@ def from_module(
         source: Entries for :attr:`Model.source`.
         options: More entries for the history line.
         fixed_batch: Keep the batch of the example instead of a dynamic one.
+        exporter: Who makes the graph; it is checked all the same.
 
     Returns:
         A Model whose ``torch_module`` is ``module``.
@@ -63,18 +88,17 @@ def from_module(
     with contextlib.suppress(NotImplementedError):  # an exported program has no modes
         module.eval()
     examples = _examples(example, fixed_batch)
-    graph, dynamic = _export(module, examples, fixed_batch)
-    model = Model.from_proto(
-        ir.to_proto(graph),
+    exported = exporter(module, examples, fixed_batch)
+    model = Model(
+        exported.graph,
         name,
         preprocessing=preprocessing,
         source={"framework": f"torch {torch.__version__}", **(source or {})},
         torch_module=module,
     )
-    model = replace(model, ir=_tidied(model))
     error = _largest_difference(module, model, examples)
     notes = (f"largest difference from torch on random input: {error:.2g}",)
-    if not dynamic and not fixed_batch:
+    if not exported.dynamic and not fixed_batch:
         notes += ("the batch is fixed: torch.export could not make it dynamic",)
     step = Step(
         "import",
@@ -98,9 +122,13 @@ def _examples(example: Any, fixed_batch: bool) -> tuple[torch.Tensor, ...]:
     return tuple(tensors)
 
 
-def _export(
-    module: nn.Module, examples: tuple[torch.Tensor, ...], fixed_batch: bool
-) -> tuple[ir.Model, bool]:
+def export_raw(module: nn.Module, examples: tuple[torch.Tensor, ...], fixed_batch: bool) -> Exported:
+    """What PyTorch's exporter gives, with weights of its own.
+
+    Raises:
+        UnsupportedError: PyTorch cannot export the network.
+        ModelError: The network fails on its own example.
+    """
     import torch
 
     with torch.no_grad():
@@ -146,7 +174,8 @@ def _export(
             failure = failure or error
             continue
         assert program is not None
-        return program.model, dynamic
+        # By way of bytes: the exporter's graph shares the module's tensors, which training changes in place.
+        return Exported(ir.from_proto(ir.to_proto(program.model)), dynamic)
     raise UnsupportedError(f"PyTorch cannot export this network to ONNX: {first_line(failure)}") from failure
 
 
@@ -226,14 +255,17 @@ _RULES = (
 )
 
 
-def _tidied(model: Model) -> ir.Model:
-    # Batch norms are kept: fine-tuning needs them, and criteria on weights mean something else once they are folded.
+def tidied(raw: ir.Model) -> ir.Model:
+    """A smaller copy of an exported graph, with names a reader knows.
+
+    Batch norms are kept: fine-tuning needs them, and criteria on weights mean something else once they are folded.
+    """
     from onnxscript import rewriter
     from onnxscript.rewriter.rules import common
 
     from dlas.graph.passes import tidy
 
-    graph = model.editable()
+    graph = raw.clone()
     tidy(graph)
     rewriter.RewritePass([getattr(common, f"{name}_rule") for name in _RULES])(graph)
     tidy(graph)

@@ -32,6 +32,7 @@ _OWN_FUNCTION = re.compile(r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")
 _CODE = re.compile(
     r"GLOBAL |Unsupported (class|global)|Trying to (call|set|instantiate)"
 )  # what torch says of it
+_DRAWS = ("normal_", "uniform_")
 _BLOAT = 20  # torch stores tensors uncompressed, so an archive that grows far beyond its size is not one of its own
 
 
@@ -194,8 +195,16 @@ def _recognise(file: str, state: State) -> Any:
 def _meta_shapes(build: Callable[[], nn.Module]) -> Shapes:
     """Shapes without taking memory for the weights."""
     import torch
+    from torch.overrides import TorchFunctionMode
 
-    with torch.device("meta"):
+    class Uninitialised(TorchFunctionMode):
+        # Drawing numbers that are not stored loads a compiler (a second) and takes longer than all the rest.
+        def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            if getattr(func, "__name__", "") in _DRAWS:
+                return args[0] if args else kwargs["tensor"]
+            return func(*args, **(kwargs or {}))
+
+    with torch.device("meta"), Uninitialised():
         return _shapes(build().state_dict())
 
 

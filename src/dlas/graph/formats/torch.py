@@ -10,10 +10,11 @@ import hashlib
 import math
 import re
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from dlas.core.errors import OptionError
+from dlas.core.errors import ModelError, OptionError
 from dlas.core.options import option
 from dlas.core.registry import Registry
 from dlas.graph.format import Format, formats
@@ -70,10 +71,12 @@ class Torch(Format):
             module, examples, dynamic = read_program(path)
             return from_module(module, examples, path.stem, source=source, fixed_batch=not dynamic)
         from dlas.graph.formats._torch_checkpoint import assemble, read_state
+        from dlas.graph.formats._torch_skeleton import remembered
 
         state = read_state(path)
         built = assemble(path.name, state, self.options.architecture, self._shape())
-        return from_module(
+        build = partial(
+            from_module,
             built.module,
             built.example,
             path.stem,
@@ -81,6 +84,10 @@ class Torch(Format):
             source={**source, "architecture": built.architecture},
             options={"architecture": built.architecture},
         )
+        try:
+            return build(exporter=remembered(built.architecture))
+        except ModelError:  # were it the remembered graph that is wrong, the network itself would be right
+            return build()
 
     def _shape(self) -> tuple[int, ...]:
         parts = [p for p in re.split(r"[x,]", self.options.shape) if p]
