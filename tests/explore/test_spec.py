@@ -145,3 +145,28 @@ def test_the_embedded_default_is_a_valid_study() -> None:
     spec = embedded_spec()
     assert spec.name == "digits-cnn"
     assert len(spec.space.stacks("grid")) >= 12
+
+
+@pytest.mark.parametrize(
+    ("overrides", "tables", "start"),
+    [
+        ({"data.rows": "-4"}, {}, "--set data.rows=-4: data: rows = -4 is not accepted"),
+        ({"data.check_rows": "5", "data.rows": "x"}, {}, "--set data.rows=x: data: rows"),
+        ({"study.objectives": "foo"}, {}, "--set study.objectives=foo: study: objectives"),
+        ({}, {"data": {"rows": -4}}, "data: rows = -4"),
+    ],
+)
+def test_a_bad_value_is_blamed_on_who_gave_it(
+    overrides: dict[str, str], tables: dict[str, dict[str, int]], start: str
+) -> None:
+    with pytest.raises(DlasError) as caught:
+        embedded_spec(overrides, tables)
+    assert str(caught.value).startswith(start)
+
+
+def test_a_bad_value_of_the_file_is_blamed_on_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "stack.toml"
+    path.write_text("[data]\nrows = -4\n")
+    with pytest.raises(DlasError) as caught:
+        read_spec(path, {"data.check_rows": "5"})
+    assert str(caught.value).startswith(f"{path}: data: rows = -4")

@@ -144,18 +144,33 @@ def read_spec(
         read = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise DlasError(f"{path}: not valid TOML: {error}", "correct that line") from error
+    applied = text
     for key, value in (overrides or {}).items():
         set_key(read, key, value)
-        text += f"\n# --set {key}={value}"
+        applied += f"\n# --set {key}={value}"
     try:
-        return _finished(read, text, path.stem, path.resolve().parent, tables)
+        return _finished(read, applied, path.stem, path.resolve().parent, tables)
     except UnknownKeyError as error:
         wanted = f"{error.table}.{error.key}".lstrip(".")
         if any(key == wanted or key.startswith(f"{error.key}.") for key in overrides or {}):
             raise DlasError(f"--set {wanted}: {error}") from error
         raise DlasError(f"{path}:{_line_of(text, error)}: {error}") from error
     except DlasError as error:
-        raise DlasError(f"{path}: {error.message}", error.hint) from error
+        blamed = _blamed(path, text, overrides or {})
+        raise DlasError(f"{blamed}: {error.message}" if blamed else error.message, error.hint) from error
+
+
+def _blamed(path: Path, text: str, overrides: Mapping[str, str]) -> str:
+    """Who is at fault for a value that is refused: the file, a ``--set``, or else ('') another option."""
+    for name, given in ((f"{path}", {}), *((f"--set {k}={v}", {k: v}) for k, v in overrides.items())):
+        read = tomllib.loads(text)
+        try:
+            for key, value in given.items():
+                set_key(read, key, value)
+            spec_of(read, path.stem)
+        except DlasError:
+            return name
+    return ""
 
 
 def embedded_spec(
