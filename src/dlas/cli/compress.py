@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -20,7 +20,12 @@ from dlas.cli._shared import (
     write_json,
     write_table,
 )
-from dlas.core.errors import DlasError
+from dlas.core.errors import DlasError, UnsupportedError
+
+if TYPE_CHECKING:
+    from dlas.compress.method import Method, Plan
+    from dlas.data.dataset import Dataset
+    from dlas.graph.model import Model
 
 
 def add_to(app: typer.Typer) -> None:
@@ -52,33 +57,66 @@ def compress(
     """Compress a network. Options of a single method may follow as --sparsity 0.8."""
     from dlas.api import load, model_path, prepared_for
     from dlas.cli._shared import dataset
-    from dlas.compress.method import methods as known
-    from dlas.core.options import Choice
 
-    names, options = method_options([*methods, *context.args])
-    choices = [Choice.parse(n) for n in names]
-    if options and len(choices) != 1:
-        raise DlasError("options can follow one method only", "write them behind it: magnitude:sparsity=0.8")
-    choices = [Choice.of(c.name, **{**c.as_dict(), **options}) for c in choices]
-    members = [known.get(c.name)(**c.as_dict()) for c in choices]
+    members = _members([*methods, *context.args])
+    target = output or Path(f"{model_path(model).stem}-{'-'.join(m.name for m in members)}.onnx")
+    if not plan:
+        _check_target(target, force)
     network, found = load(model, architecture=architecture), dataset(data, split, rows)
-    target = output or Path(f"{model_path(model).stem}-{'-'.join(c.name for c in choices)}.onnx")
-    if not plan and target.exists() and not force:
-        raise DlasError(f"{target} exists", "give -o another name, or --force to replace it")
-
     if found is not None:
         network, note = prepared_for(network, found)
         if note:
             say(note)
-    current, plans = network, []
+    if plan:
+        _show_plans(_plans(network, members, found), json)
+    else:
+        _write(network, _applied(network, members, found), target, json)
+
+
+def _members(arguments: list[str]) -> list[Method]:
+    from dlas.compress.method import methods
+    from dlas.core.options import Choice
+
+    names, options = method_options(arguments)
+    choices = [Choice.parse(n) for n in names]
+    if options and len(choices) != 1:
+        raise DlasError("options can follow one method only", "write them behind it: magnitude:sparsity=0.8")
+    return [methods.get(c.name)(**{**c.as_dict(), **options}) for c in choices]
+
+
+def _check_target(target: Path, force: bool) -> None:
+    """Refuse what could not be written before any work is done for it."""
+    from dlas.graph.format import format_for
+
+    if target.is_dir() or not target.parent.is_dir():
+        what = "it is a folder" if target.is_dir() else f"{target.parent} is not a folder"
+        raise DlasError(f"cannot write {target}: {what}", "give -o another name, or make the folder first")
+    if target.exists() and not force:
+        raise DlasError(f"{target} exists", "give -o another name, or --force to replace it")
+    if not format_for(target).can_write:
+        raise UnsupportedError(f"format {format_for(target).name} can be read but not written")
+
+
+def _plans(network: Model, members: list[Method], data: Dataset | None) -> list[Plan]:
+    """What each method would change; all but the last are carried out, as the next one sees their result."""
+    plans = []
+    with Bar() as bar:
+        bar.start(len(members))
+        for at, member in enumerate(members):
+            bar.step(f"compress: {member.name}")
+            plans.append(member.plan(network, data))
+            if at < len(members) - 1:
+                network = member.apply(network, data)
+            bar.advance()
+    return plans
+
+
+def _applied(network: Model, members: list[Method], data: Dataset | None) -> Model:
+    """The network after all methods, with progress in hundredths."""
     with Bar() as bar:
         bar.start(100)
         for member in members:
             bar.step(f"compress: {member.name}")
-            if plan:
-                plans.append(member.plan(current, found))
-                if len(members) == 1:
-                    break
             done = 0
 
             def tell(fraction: float, text: str) -> None:
@@ -88,14 +126,11 @@ def compress(
                 bar.step(text)
                 bar.advance(units)
 
-            current = member.apply(current, found, tell)
-    if plan:
-        _show_plans(plans, json)
-        return
-    _write(network, current, target, json)
+            network = member.apply(network, data, tell)
+    return network
 
 
-def _show_plans(plans: list[Any], json: bool) -> None:
+def _show_plans(plans: list[Plan], json: bool) -> None:
     if json:
         write_json(plans)
         return
@@ -108,7 +143,7 @@ def _show_plans(plans: list[Any], json: bool) -> None:
             say(f"note: {note}")
 
 
-def _write(before: Any, after: Any, target: Path, json: bool) -> None:
+def _write(before: Model, after: Model, target: Path, json: bool) -> None:
     from dlas.api import save
     from dlas.graph.analysis import diff, figures
 

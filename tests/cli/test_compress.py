@@ -1,0 +1,74 @@
+"""``dlas compress``: what it refuses, and that it does so before it works."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from dlas.cli.main import run_command
+from dlas.testing import models as networks
+
+
+@pytest.fixture
+def net(tmp_path: Path) -> Path:
+    path = tmp_path / "net.onnx"
+    path.write_bytes(networks.residual().to_bytes())
+    return path
+
+
+@pytest.mark.parametrize(
+    ("target", "message"),
+    [
+        ("there.onnx", "there.onnx exists"),
+        ("none/small.onnx", "none is not a folder"),
+        ("folder.onnx", "it is a folder"),
+        ("there.onnx/small.onnx", "there.onnx is not a folder"),
+        ("small.xyz", "no format has the ending '.xyz'"),
+        ("small.pt", "format torch can be read but not written"),
+    ],
+)
+def test_a_target_that_cannot_be_written_is_refused_before_the_import(
+    net: Path,
+    tmp_path: Path,
+    target: str,
+    message: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def never(*_: object, **__: object) -> None:
+        raise AssertionError("the network was read")
+
+    monkeypatch.setattr("dlas.api.load", never)
+    (tmp_path / "there.onnx").write_text("kept")
+    (tmp_path / "folder.onnx").mkdir()
+    assert run_command(["compress", str(net), "float16", "-o", str(tmp_path / target)]) == 2
+    captured = capsys.readouterr()
+    assert message in captured.err
+    assert "Traceback" not in captured.err
+    assert (tmp_path / "there.onnx").read_text() == "kept"
+
+
+def test_a_plan_needs_no_target_and_shows_every_method(
+    net: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "net-magnitude-float16.onnx").write_text("kept")
+    command = ["compress", str(net), "magnitude:sparsity=0.8", "float16", "--plan", "--json"]
+    assert run_command(command) == 0
+    plans = json.loads(capsys.readouterr().out)
+    assert [p["method"].partition(":")[0] for p in plans] == ["magnitude", "float16"]
+    assert all(p["changes"] for p in plans)
+    assert (tmp_path / "net-magnitude-float16.onnx").read_text() == "kept"
+
+
+def test_methods_are_applied_in_order(net: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    target = tmp_path / "small.onnx"
+    command = ["compress", str(net), "magnitude:sparsity=0.8", "float16", "-o", str(target), "--json"]
+    assert run_command(command) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [s["action"] for s in found["history"]][-2:] == ["magnitude", "float16"]
+    assert found["bytes"] == target.stat().st_size
+    assert run_command([*command, "--sparsity", "0.5", "--force"]) == 2
+    assert "one method only" in capsys.readouterr().err
