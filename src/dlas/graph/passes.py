@@ -15,19 +15,54 @@ import onnx
 import onnx_ir as ir
 from onnx_ir.passes import common
 
-from dlas.core.errors import UnsupportedError
-from dlas.graph.model import Model, Step, step_versions
+from dlas.core.errors import ModelError, UnsupportedError
+from dlas.graph.model import OPSET, Model, Step, step_versions
 
 FOLD_INPUT_ELEMENTS = 8192
 _BATCH = "dlas_batch"
 FOLD_OUTPUT_ELEMENTS = 262_144  # a constant may grow to 1 MiB of float32, no further
+_PROPAGATED_ELEMENTS = 2**20  # values that shape inference may carry along, all tensors together
+_LAYOUT_ONLY = frozenset({"Flatten", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze"})
+# Their time is not bounded by the size of what goes in and comes out, or they decode data.
+_NEVER_FOLDED = frozenset(
+    {
+        "Conv", "ConvInteger", "ConvTranspose", "DFT", "DeformConv", "Det", "Einsum", "GRU", "GridSample",
+        "ImageDecoder", "LSTM", "MelWeightMatrix", "NonMaxSuppression", "QLinearConv", "RNN", "RegexFullMatch",
+        "Resize", "RoiAlign", "STFT", "StringSplit", "TfIdfVectorizer",
+    }
+)  # fmt: skip
 
 
 def infer_shapes(graph: ir.Model) -> None:
     """Fill in shapes and dtypes of all values as far as ONNX shape inference (with data propagation) gets."""
     # Where inference stops is seen in the shapes; the pass would log a traceback as well.
     logging.getLogger("onnx_ir").setLevel(logging.ERROR)
-    common.ShapeInferencePass(check_type=False, strict_mode=False, data_prop=True)(graph)
+    common.ShapeInferencePass(check_type=False, strict_mode=False, data_prop=_propagates_little(graph))(graph)
+
+
+def _propagates_little(graph: ir.Model) -> bool:
+    """Whether data propagation stays small: a chain of Concats of constants multiplies what is carried along."""
+    carried: dict[ir.Value | None, int] = {None: 0}
+    for value in graph.graph.initializers.values():
+        if value.const_value is not None and value.const_value.size <= FOLD_INPUT_ELEMENTS:
+            carried[value] = max(1, value.const_value.size)
+    total = 0
+    for node in graph.graph:
+        if node.op_type in ("Shape", "Size"):
+            size = 64
+        elif node.op_type == "Constant" and node.outputs and node.outputs[0].const_value is not None:
+            size = node.outputs[0].const_value.size
+        elif all(value in carried for value in node.inputs):  # what comes out of real inputs is not carried
+            sizes = [carried[value] for value in node.inputs]
+            size = sum(sizes) if node.op_type == "Concat" else max(sizes, default=0)
+        else:
+            continue
+        total += size * len(node.outputs)
+        if total > _PROPAGATED_ELEMENTS:
+            return False
+        for value in node.outputs:
+            carried[value] = size
+    return True
 
 
 def fold_constants(graph: ir.Model) -> None:
@@ -39,13 +74,20 @@ def fold_constants(graph: ir.Model) -> None:
     from onnxscript import optimizer
 
     common.InlinePass()(graph)
-    optimizer.fold_constants(
-        graph,
-        onnx_shape_inference=True,
-        input_size_limit=FOLD_INPUT_ELEMENTS,
-        output_size_limit=FOLD_OUTPUT_ELEMENTS,
-        should_fold=_may_fold,
-    )
+    opset = graph.graph.opset_imports.get("", OPSET)
+    try:
+        optimizer.fold_constants(
+            graph,
+            onnx_shape_inference=True,
+            input_size_limit=FOLD_INPUT_ELEMENTS,
+            output_size_limit=FOLD_OUTPUT_ELEMENTS,
+            should_fold=lambda node: _may_fold(node, opset),
+        )
+    except (
+        Exception
+    ) as error:  # an operator with inputs it cannot have; the optimizer has no error type of its own
+        cause = " ".join(str(error.__cause__ or error).split())[:200]
+        raise ModelError(f"the constants of {graph.graph.name!r} cannot be computed: {cause}") from error
     common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(graph)
     remove_unused(graph)
 
@@ -197,7 +239,7 @@ def _strict_error(graph: ir.Model) -> str:
     return ""
 
 
-def _may_fold(node: ir.Node) -> bool | None:
+def _may_fold(node: ir.Node, opset: int) -> bool | None:
     """False where folding costs memory, None for the optimizer's own rules."""
     if node.op_type == "Cast" and node.inputs[0] is not None:
         narrow, wide = node.inputs[0].dtype, node.outputs[0].dtype
@@ -209,7 +251,38 @@ def _may_fold(node: ir.Node) -> bool | None:
             return False
         if math.prod(int(d) for d in value.shape if isinstance(d, int)) > FOLD_OUTPUT_ELEMENTS:
             return False
-    return None
+    return None if node.op_type not in _NEVER_FOLDED and _stays_small(node, opset) else False
+
+
+def _stays_small(node: ir.Node, opset: int) -> bool:
+    """Whether the results are small by what the constant inputs really are: a file may write any shape beside them."""
+    constants = [v.const_value for v in node.inputs if v is not None and v.const_value is not None]
+    if len(constants) != sum(v is not None for v in node.inputs):
+        return True  # not folded anyway
+    if any(c.size > FOLD_INPUT_ELEMENTS for c in constants):
+        return node.op_type in _LAYOUT_ONLY
+    try:
+        schema = onnx.defs.get_schema(node.op_type, opset, node.domain)
+        types, data = {}, {}
+        for value in node.inputs:
+            if value is not None and value.const_value is not None and value.name:
+                proto = ir.to_proto(value.const_value)
+                types[value.name] = onnx.helper.make_tensor_type_proto(proto.data_type, proto.dims)
+                data[value.name] = proto
+        found = onnx.shape_inference.infer_node_outputs(
+            schema, ir.to_proto(node), types, data, opset_imports=[onnx.helper.make_opsetid("", opset)]
+        )
+    except Exception:  # an operator that inference knows nothing of stays in the graph
+        return False
+    for output in node.outputs:
+        tensor = found[output.name].tensor_type if output.name in found else None
+        if tensor is None or not tensor.HasField("shape"):
+            return False
+        if not all(d.HasField("dim_value") for d in tensor.shape.dim):
+            return False
+        if math.prod(d.dim_value for d in tensor.shape.dim) > FOLD_OUTPUT_ELEMENTS:
+            return False
+    return True
 
 
 def _foldable_layer(norm: ir.Node) -> ir.Node | None:
