@@ -163,6 +163,13 @@ class Writer(Places):
             return found
         return None
 
+    def on_grid(self, site: Site, tensor: int) -> int:
+        """A result in the quantisation that the site asks for, where the kernel gave it in its input's."""
+        held = self.file.cells[tensor].quant
+        if site.quant is None or site.quant.same(held):
+            return tensor
+        return self.requantize(tensor, site.quant, site.dtype)
+
     def done(self, site: Site, tensor: int, perm: Perm) -> None:
         """Record the result of a site."""
         self.bind(site.result, tensor, perm)

@@ -145,17 +145,26 @@ def _write_softmax(w: Writer, node: ir.Node) -> None:
         perm = (*(a for a in range(rank) if a != axis), axis)
     site = w.site(node, [value])
     logarithm = node.op_type == "LogSoftmax"
-    if site.quant is not None and logarithm:
-        site = w.as_float(site)
     x = w.argument(site, value, perm)
     options = w.file.options("LogSoftmaxOptions") if logarithm else w.file.options("SoftmaxOptions", beta=1.0)
-    made = w.fixed_scale("LOG_SOFTMAX" if logarithm else "SOFTMAX", [x], site, softmax_quant, options)
+    made = w.fixed_scale(
+        "LOG_SOFTMAX" if logarithm else "SOFTMAX",
+        [x],
+        site,
+        log_softmax_quant if logarithm else softmax_quant,
+        options,
+    )
     w.done(site, made, perm)
 
 
 def softmax_quant(dtype: str) -> Quant:
     """The only output quantisation that the kernels know for results in 0..1."""
     return Quant.of(1 / 256, -128 if dtype == "int8" else 0)
+
+
+def log_softmax_quant(dtype: str) -> Quant:
+    """The only output quantisation of LOG_SOFTMAX, for results in -16..0."""
+    return Quant.of(16 / 256, 127 if dtype == "int8" else 255)
 
 
 RULES = [

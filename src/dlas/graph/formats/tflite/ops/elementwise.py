@@ -25,11 +25,11 @@ UNARY = [
     ("LOGISTIC", "Sigmoid", "", True),
     ("TANH", "Tanh", "", True),
     ("ELU", "Elu", "", True),
-    ("EXP", "Exp", "ExpOptions", False),
+    ("EXP", "Exp", "ExpOptions", True),
     ("LOG", "Log", "", False),
     ("SQRT", "Sqrt", "", False),
     ("NEG", "Neg", "NegOptions", False),
-    ("ABS", "Abs", "AbsOptions", False),
+    ("ABS", "Abs", "AbsOptions", True),
     ("FLOOR", "Floor", "", False),
     ("CEIL", "Ceil", "", False),
     ("ROUND", "Round", "", False),
@@ -44,8 +44,8 @@ BINARY = [
     ("SUB", "Sub", "SubOptions", True),
     ("MUL", "Mul", "MulOptions", True),
     ("DIV", "Div", "DivOptions", False),
-    ("MAXIMUM", "Max", "MaximumMinimumOptions", False),
-    ("MINIMUM", "Min", "MaximumMinimumOptions", False),
+    ("MAXIMUM", "Max", "MaximumMinimumOptions", True),
+    ("MINIMUM", "Min", "MaximumMinimumOptions", True),
     ("POW", "Pow", "PowOptions", False),
     ("GREATER", "Greater", "GreaterOptions", False),
     ("GREATER_EQUAL", "GreaterOrEqual", "GreaterEqualOptions", False),
@@ -201,15 +201,20 @@ def _write_relu(w: Writer, node: ir.Node) -> None:
     if kind is not None:
         made = w.add(kind, [x], shape, dtype=site.dtype, quant=site.quant)
     else:
-        if site.quant is not None:
-            site = w.as_float(site)
-            x = w.to_real(x)
         made = x
+        grid = w.file.cells[x].quant if site.quant is not None else None
         for op, bound in (("MAXIMUM", w.bound(node, "min", 1)), ("MINIMUM", w.bound(node, "max", 2))):
             if bound is not None:
                 table = w.file.options("MaximumMinimumOptions")
-                made = w.add(op, [made, w.numbers(np.array(bound))], shape, options=table)
+                made = w.add(op, [made, _bound(w, bound, grid, site.dtype)], shape, like=x, options=table)
+        made = w.on_grid(site, made)
     w.done(site, made, w.perm(value))
+
+
+def _bound(w: Writer, number: float, grid: Quant | None, dtype: str) -> int:
+    """A limit as a constant: the kernels compare stored integers, so it must be on the grid of what it limits."""
+    array = np.array(number)
+    return w.numbers(array) if grid is None else w.file.constant(grid.store(array, dtype), grid)
 
 
 def _write_leaky(w: Writer, node: ir.Node) -> None:
@@ -248,10 +253,11 @@ def _write_reciprocal(w: Writer, node: ir.Node) -> None:
 
 def _write_gelu(w: Writer, node: ir.Node) -> None:
     value = w.input(node, 0)
-    site = w.site(node, [])
-    x = w.real(value)
+    site = w.site(node, [value])
+    x = w.argument(site, value)
     table = w.file.options("GeluOptions", approximate=w.attribute(node, "approximate", "none") == "tanh")
-    w.done(site, w.add("GELU", [x], w.file.cells[x].shape, options=table), w.perm(value))
+    made = w.add("GELU", [x], w.file.cells[x].shape, dtype=site.dtype, quant=site.quant, options=table)
+    w.done(site, made, w.perm(value))
 
 
 def order_of(w: Writer, values: Sequence[ir.Value], rank: int) -> Perm:
@@ -302,6 +308,8 @@ def _write_binary(w: Writer, node: ir.Node, kind: str, options: str, integer: bo
     perm = order_of(w, values, rank)
     inputs = [operand(w, v, rank, perm, site.quant is not None) for v in values]
     shape = layout.permute(w.shape(site.result), perm)
+    if site.quant is not None and kind in ("MAXIMUM", "MINIMUM"):  # the kernels compare stored integers
+        inputs = [w.on_grid(site, i) for i in inputs]
     made = inputs[0]
     table = w.file.options(options)
     if options in _FUSING:
@@ -317,15 +325,30 @@ def _one_scale(found: object) -> bool:
 
 def _write_prelu(w: Writer, node: ir.Node) -> None:
     value, slope = w.input(node, 0), w.input(node, 1)
-    site = w.site(node, [])
+    site = w.site(node, [value])
     perm = w.perm(value)
     rank = len(w.shape(value))
     alpha = w.need(slope)
     alpha = alpha.reshape((1,) * (rank - alpha.ndim) + alpha.shape).transpose(perm)
     if len(alpha) == 1:
         alpha = alpha[0]  # the kernel's alpha has no batch axis
-    x = w.real(value)
-    w.done(site, w.add("PRELU", [x, w.numbers(alpha)], w.file.cells[x].shape), perm)
+    x = w.argument(site, value)
+    slopes = w.numbers(alpha) if site.quant is None else _integer_slopes(w, slope, alpha, site.dtype)
+    made = w.add("PRELU", [x, slopes], w.file.cells[x].shape, dtype=site.dtype, quant=site.quant)
+    w.done(site, made, perm)
+
+
+def _integer_slopes(w: Writer, value: ir.Value, alpha: np.ndarray, dtype: str) -> int:
+    """Slopes on the grid that the network states, or on a symmetric one of their own."""
+    found = w.constant(value)
+    if found is not None and found.quant is not None and found.quant.axis is None:
+        quant = found.quant
+        if found.array.dtype.name == dtype:
+            return w.file.constant(quant.store(alpha, dtype), quant, value.name or "")
+    peak = float(np.abs(alpha).max(initial=0.0)) or 1.0
+    quant = Quant.of(peak / 127, 128 if dtype == "uint8" else 0)
+    w.note(f"the slopes {value.name!r} of a PRelu are rounded to 8 bits")
+    return w.file.constant(quant.store(alpha, dtype), quant, value.name or "")
 
 
 def _write_batch_norm(w: Writer, node: ir.Node) -> None:
@@ -346,16 +369,20 @@ def _write_batch_norm(w: Writer, node: ir.Node) -> None:
 
 def _write_where(w: Writer, node: ir.Node) -> None:
     values = [w.input(node, i) for i in range(3)]
-    site = w.site(node, [])
+    site = w.site(node, values[1:])
+    if site.quant is not None and not all(
+        isinstance(found := w.as_integer(v), Place) or _one_scale(found) for v in values[1:]
+    ):
+        site = w.as_float(site)
     rank = len(w.shape(site.result))
     perm = order_of(w, values, rank)
-    inputs = [operand(w, v, rank, perm, False) for v in values]
+    integer = site.quant is not None
+    inputs = [operand(w, values[0], rank, perm, False)]
+    inputs += [w.on_grid(site, operand(w, v, rank, perm, integer)) for v in values[1:]]
     shape = layout.permute(w.shape(site.result), perm)
-    w.done(
-        site,
-        w.add("SELECT_V2", inputs, shape, dtype=site.dtype, options=w.file.options("SelectV2Options")),
-        perm,
-    )
+    table = w.file.options("SelectV2Options")
+    made = w.add("SELECT_V2", inputs, shape, dtype=site.dtype, quant=site.quant, options=table)
+    w.done(site, made, perm)
 
 
 def _write_identity(w: Writer, node: ir.Node) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 import onnx_ir as ir
 
@@ -23,18 +26,22 @@ from dlas.graph.formats.tflite.writer import Writer
 
 def _read_pool(r: Reader, op: Operation) -> None:
     o = r.options(op, "Pool2DOptions")
-    size = r.shape(op.inputs[0])[1:3]
+    window = pool_window(r, o, r.shape(op.inputs[0])[1:3])
+    kind = "MaxPool" if op.kind == "MAX_POOL_2D" else "AveragePool"
+    name = r.emit(kind, [r.real(op.inputs[0], NHWC_TO_NCHW)], attributes=window)
+    r.give(op.outputs[0], r.activate(name, o.fusedActivationFunction), NHWC_TO_NCHW)
+
+
+def pool_window(r: Reader, o: Any, size: Sequence[int]) -> dict[str, list[int]]:
+    """ONNX attributes of a window over an image of ``size``, from a ``Pool2DOptions`` table."""
     kernel, strides = [o.filterHeight, o.filterWidth], [o.strideH, o.strideW]
     if min(*kernel, *strides) < 1:
         raise ValueError(f"kernel {kernel}, strides {strides}")
-    x = r.real(op.inputs[0], NHWC_TO_NCHW)
     pads = [0, 0, 0, 0]
     if r.padding(o.padding) == "SAME":
         pairs = [same_padding(*axis) for axis in zip(size, kernel, strides, strict=True)]
         pads = [b for b, _ in pairs] + [a for _, a in pairs]
-    kind = "MaxPool" if op.kind == "MAX_POOL_2D" else "AveragePool"
-    name = r.emit(kind, [x], kernel_shape=kernel, strides=strides, pads=pads)
-    r.give(op.outputs[0], r.activate(name, o.fusedActivationFunction), NHWC_TO_NCHW)
+    return {"kernel_shape": kernel, "strides": strides, "pads": pads}
 
 
 def _write_pool(w: Writer, node: ir.Node) -> None:
@@ -109,9 +116,7 @@ def _write_global(w: Writer, node: ir.Node) -> None:
         "REDUCE_MAX" if largest else "MEAN", [x, w.ints([1, 2])], (n, 1, 1, c), dtype=site.dtype, quant=quant,
         options=w.file.options("ReducerOptions", keepDims=True),
     )  # fmt: skip
-    if quant is not None and site.quant is not None and not quant.same(site.quant):
-        made = w.requantize(made, site.quant, site.dtype)
-    finish_image(w, site, made)
+    finish_image(w, site, w.on_grid(site, made))
 
 
 RULES = [

@@ -250,11 +250,12 @@ def _write_resize(w: Writer, node: ir.Node) -> None:
     if mode == "nearest":
         kind, options = ("RESIZE_NEAREST_NEIGHBOR", "ResizeNearestNeighborOptions")
         half = half and not grown
-    tensor = w.real(value, layout.NCHW_TO_NHWC) if mode == "linear" else w.place(value, layout.NCHW_TO_NHWC)
     shape = layout.permute(w.shape(out), layout.NCHW_TO_NHWC)
     table = w.file.options(options, alignCorners=place == "align_corners", halfPixelCenters=half)
+    site = w.site(node, [value], exact=mode == "nearest")
+    tensor = w.argument(site, value, layout.NCHW_TO_NHWC)
     made = w.add(kind, [tensor, w.ints(shape[1:3])], shape, like=tensor, options=table)
-    w.bind(out, made, layout.NCHW_TO_NHWC)
+    w.done(site, w.on_grid(site, made), layout.NCHW_TO_NHWC)
 
 
 def _write_expand(w: Writer, node: ir.Node) -> None:

@@ -16,9 +16,9 @@ from dlas.graph.formats.tflite.writer import Writer
 
 REDUCTIONS = [
     ("MEAN", "ReduceMean", True),
-    ("SUM", "ReduceSum", False),
-    ("REDUCE_MAX", "ReduceMax", False),
-    ("REDUCE_MIN", "ReduceMin", False),
+    ("SUM", "ReduceSum", False),  # LiteRT 2.3 gives wrong sums of integers
+    ("REDUCE_MAX", "ReduceMax", True),
+    ("REDUCE_MIN", "ReduceMin", True),
     ("REDUCE_PROD", "ReduceProd", False),
 ]
 _END = 2**31 - 1
@@ -298,15 +298,19 @@ def _write_reduce(w: Writer, node: ir.Node, kind: str, integer: bool) -> None:
     shape = layout.permute(w.shape(site.result), order)
     table = w.file.options("ReducerOptions", keepDims=keep)
     stored = sorted(perm.index(a) for a in axes)
-    made = w.add(kind, [x, w.ints(stored)], shape, dtype=site.dtype, quant=site.quant, options=table)
-    w.done(site, made, order)
+    # The kernels of the extremes give what they read, on its grid.
+    quant = w.file.cells[x].quant if kind in ("REDUCE_MAX", "REDUCE_MIN") else site.quant
+    made = w.add(kind, [x, w.ints(stored)], shape, dtype=site.dtype, quant=quant, options=table)
+    w.done(site, w.on_grid(site, made), order)
 
 
 def _write_arg(w: Writer, node: ir.Node, kind: str, options: str) -> None:
     value, out = w.input(node, 0), node.outputs[0]
     rank = len(w.shape(value))
     axis = layout.normal_axis(w.attribute(node, "axis", 0), rank)
-    x = w.real(value, layout.identity(rank))
+    x = w.place(
+        value, layout.identity(rank)
+    )  # the place of the largest integer is that of the largest number
     shape = [d for a, d in enumerate(w.shape(value)) if a != axis]
     table = w.file.options(options, outputType=w.code("TensorType", "INT32"))
     made = w.add(kind, [x, w.ints([axis])], shape, dtype="int32", options=table)
