@@ -1,4 +1,4 @@
-"""Operators that move, cut, repeat or look up elements."""
+"""Operators that move, cut, repeat or make up elements."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
-from dlas.graph.torch_ops.table import Call, Node, op
+from dlas.graph.torch_ops.table import Call, Node, held, op, torch_dtype
 
 
 @op("Constant")
 def _constant(node: Node) -> Call:
     array = node.constants[str(node.ir.outputs[0].name)]
-    value = torch.from_numpy(np.array(array))
+    value = held(array)
     return lambda: value
 
 
@@ -114,12 +114,12 @@ def _slice(node: Node) -> Call:
 @op("Pad")
 def _pad(node: Node) -> Call:
     pads, axes = node.ints(1, "pads"), node.ints(3)
-    value = node.scalar(2, "value", 0.0)
+    number = node.number(2, "value", 0.0)
     mode = node.attr("mode", "constant")
     assert pads is not None
 
     def call(*args: Any) -> Tensor:
-        x, flat = args[0], pads(args)
+        x, flat, value = args[0], pads(args), number(args)
         over = [a % x.dim() for a in axes(args)] if axes is not None else list(range(x.dim()))
         pairs = {axis: (flat[i], flat[i + len(over)]) for i, axis in enumerate(over)}
         if mode == "constant":
@@ -154,25 +154,6 @@ def _split(node: Node) -> Call:
     return call
 
 
-@op("Gather")
-def _gather(node: Node) -> Call:
-    axis = node.attr("axis", 0)
-
-    def call(x: Tensor, index: Tensor) -> Tensor:
-        at = axis % x.dim()
-        index = index.long()
-        flat = torch.where(index < 0, index + x.shape[at], index).reshape(-1)
-        return x.index_select(at, flat).reshape([*x.shape[:at], *index.shape, *x.shape[at + 1 :]])
-
-    return call
-
-
-@op("GatherElements")
-def _gather_elements(node: Node) -> Call:
-    axis = node.attr("axis", 0)
-    return lambda x, index: torch.gather(x, axis, torch.where(index < 0, index + x.shape[axis], index).long())
-
-
 @op("Expand")
 def _expand(node: Node) -> Call:
     shape = node.ints(1)
@@ -192,21 +173,13 @@ def _constant_of_shape(node: Node) -> Call:
     shape = node.ints(0)
     assert shape is not None
     fill = node.attr("value")
-    value = torch.from_numpy(np.array(fill.numpy())).reshape(()) if fill is not None else torch.tensor(0.0)
+    value = held(fill.numpy()).reshape(()) if fill is not None else torch.tensor(0.0)
     return lambda *args: value.expand(shape(args)).clone()
 
 
 @op("Range")
 def _range(node: Node) -> Call:
     return lambda start, limit, step: torch.arange(start.item(), limit.item(), step.item(), dtype=start.dtype)
-
-
-@op("CumSum")
-def _cumsum(node: Node) -> Call:
-    axis = node.ints(1)
-    if node.attr("exclusive", 0) or node.attr("reverse", 0) or axis is None:
-        raise node.refuse("exclusive and reverse sums are not supported")
-    return lambda *args: torch.cumsum(args[0], axis(args)[0])
 
 
 @op("DepthToSpace")
@@ -227,10 +200,47 @@ def _depth_to_space(node: Node) -> Call:
 @op("SpaceToDepth")
 def _space_to_depth(node: Node) -> Call:
     block = node.attr("blocksize")
+    order = (0, 3, 5, 1, 2, 4) if node.attr("mode", "DCR") == "DCR" else (0, 1, 3, 5, 2, 4)
 
     def call(x: Tensor) -> Tensor:
         n, c, h, w = x.shape
-        x = x.reshape(n, c, h // block, block, w // block, block).permute(0, 3, 5, 1, 2, 4)
+        x = x.reshape(n, c, h // block, block, w // block, block).permute(order)
         return x.reshape(n, c * block**2, h // block, w // block)
+
+    return call
+
+
+@op("Trilu")
+def _trilu(node: Node) -> Call:
+    keep = torch.triu if node.attr("upper", 1) else torch.tril
+    diagonal = node.number(1, "", 0)
+    return lambda *args: keep(args[0], int(diagonal(args)))
+
+
+@op("EyeLike")
+def _eye_like(node: Node) -> Call:
+    code, diagonal = node.attr("dtype"), node.attr("k", 0)
+    dtype = None if code is None else torch_dtype(node, code)
+
+    def call(x: Tensor) -> Tensor:
+        rows, columns = (torch.arange(n, device=x.device) for n in x.shape)
+        return (columns - rows.unsqueeze(1) == diagonal).to(dtype or x.dtype)
+
+    return call
+
+
+@op("CenterCropPad")
+def _center_crop_pad(node: Node) -> Call:
+    axes, shape = node.attr("axes"), node.ints(1)
+    assert shape is not None
+
+    def call(*args: Any) -> Tensor:
+        x, wanted = args[0], shape(args)
+        for axis, size in zip(axes or range(x.dim()), wanted, strict=True):
+            missing = size - x.shape[axis]
+            before = missing // 2 if missing > 0 else -(-missing // 2)
+            pads = [0, 0] * (x.dim() - 1 - axis % x.dim()) + [before, missing - before]
+            x = F.pad(x, pads)
+        return x
 
     return call
