@@ -14,9 +14,11 @@ import fcntl
 import os
 import re
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
 from dlas.core.errors import StorageError
 
@@ -159,6 +161,28 @@ def _temporary_root() -> Path:
         raise StorageError(
             f"there is no folder for temporary files: {error.strerror}", _TMPDIR_HINT
         ) from error
+
+
+def open_regular(path: Path | str, *, folder: int | None = None, follow: bool = True) -> IO[bytes]:
+    """Open a file for reading that must be one: a pipe would wait for ever, a device give bytes for ever.
+
+    Args:
+        path: The file.
+        folder: Descriptor of the folder that a relative ``path`` starts from.
+        follow: Whether ``path`` may be a symbolic link.
+
+    Raises:
+        OSError: It cannot be opened, or is something else than a file.
+    """
+    flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | (0 if follow else os.O_NOFOLLOW)
+    handle = os.open(path, flags, dir_fd=folder)
+    try:
+        if not stat.S_ISREG(os.fstat(handle).st_mode):
+            raise OSError(errno.EINVAL, "it is not a file", str(path))
+        return os.fdopen(handle, "rb")
+    except BaseException:
+        os.close(handle)
+        raise
 
 
 def sync(path: Path) -> None:

@@ -232,7 +232,7 @@ def _strict_error(graph: ir.Model) -> str:
     """What strict shape inference says against the graph, or an empty string."""
     try:
         onnx.shape_inference.infer_shapes(
-            ir.to_proto(graph), check_type=False, strict_mode=True, data_prop=True
+            ir.to_proto(graph), check_type=False, strict_mode=True, data_prop=_propagates_little(graph)
         )
     except onnx.shape_inference.InferenceError as error:
         return " ".join(str(error).split())[:300]

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import math
-import stat
+import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import onnx
 
 from dlas.core.errors import ModelError, UnsupportedError
+from dlas.core.files import open_regular
 
 _BITS = {
     kind: bits
@@ -53,23 +56,25 @@ def read_external(proto: onnx.ModelProto, path: Path, room: int) -> Iterator[byt
         if tensor.data_location != onnx.TensorProto.EXTERNAL:
             continue
         fields = {e.key: e.value for e in tensor.external_data}
-        place = _inside(fields.get("location", ""), path, label)
-        held = place.stat().st_size
-        offset = _number(fields.get("offset", "0"), "offset", label)
-        length = _number(fields["length"], "length", label) if "length" in fields else held - offset
+        location = fields.get("location", "")
         wanted = declared_bytes(tensor, label, path.name)
-        if offset + length > held or length != wanted:
-            raise ModelError(
-                f"{path.name}: tensor {label!r} needs {wanted} bytes, but {place.name} gives {length} of its "
-                f"{held} bytes at {offset}",
-                "copy the data file again, completely",
-            )
-        room -= length
-        if room < 0:
-            raise ModelError(f"{path.name}: the weights exceed the size that is read", "raise max_bytes")
-        with place.open("rb") as file:
+        with _opened(location, path, label) as file:
+            held = os.fstat(file.fileno()).st_size
+            offset = _number(fields.get("offset", "0"), "offset", label)
+            length = _number(fields["length"], "length", label) if "length" in fields else held - offset
+            if offset + length > held or length != wanted:
+                raise ModelError(
+                    f"{path.name}: tensor {label!r} needs {wanted} bytes, but {location} gives {length} of its "
+                    f"{held} bytes at {offset}",
+                    "copy the data file again, completely",
+                )
+            room -= length
+            if room < 0:
+                raise ModelError(f"{path.name}: the weights exceed the size that is read", "raise max_bytes")
             file.seek(offset)
             content = file.read(length)
+        if len(content) != wanted:
+            raise ModelError(f"{path.name}: {location} became shorter while it was read", "read it again")
         tensor.raw_data = content
         tensor.data_location = onnx.TensorProto.DEFAULT
         del tensor.external_data[:]
@@ -83,7 +88,8 @@ def external_files(proto: onnx.ModelProto, path: Path) -> tuple[Path, ...]:
         if tensor.data_location == onnx.TensorProto.EXTERNAL:
             location = {e.key: e.value for e in tensor.external_data}.get("location", "")
             with contextlib.suppress(ModelError):
-                found[_inside(location, path, label)] = None
+                _opened(location, path, label).close()
+                found[path.parent.joinpath(*_parts(location, path, label))] = None
     return tuple(found)
 
 
@@ -152,37 +158,66 @@ def _kind(tensor: onnx.TensorProto) -> str:
         return str(tensor.data_type)
 
 
-def _inside(location: str, path: Path, label: str) -> Path:
-    folder = path.parent.resolve()
+def _parts(location: str, path: Path, label: str) -> list[str]:
+    """Folders and file of an external location, which must be plain names below the model's folder."""
     parts = location.replace("\\", "/").split("/")
-    refused = (
-        not location
-        or "\0" in location
-        or location.startswith(("/", "\\"))
-        or ".." in parts
-        or ":" in parts[0]
-    )
-    place = folder if refused else (folder / location).resolve()
-    if refused or not place.is_relative_to(folder):
+    if "\0" in location or ".." in parts or "" in parts or ":" in parts[0] or "\\" in location:
         raise ModelError(
-            f"{path.name}: tensor {label!r} wants external data from {location!r}",
+            f"{path.name}: tensor {label!r} wants external data from {location[:200]!r}",
             "external data must lie in the model's own folder",
         )
+    return [part for part in parts if part != "."]
+
+
+def _opened(location: str, path: Path, label: str) -> IO[bytes]:
+    """The external file, opened step by step so that no link on the way, nor one put there meanwhile, is followed.
+
+    Raises:
+        ModelError: It lies elsewhere, is a link, a hard link to another file or no file, or cannot be read.
+    """
+    parts = _parts(location, path, label)
+    told = f"{path.name}: external data {location[:200]!r} of tensor {label!r}"
+    folder = -1
     try:
-        regular = stat.S_ISREG(place.stat().st_mode)
+        folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        for part in parts[:-1]:
+            inner = os.open(part, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder)
+            os.close(folder)
+            folder = inner
+        file = open_regular(parts[-1] if parts else ".", folder=folder, follow=False)
     except OSError as error:
+        if error.errno in (errno.ELOOP, errno.EMLINK) or (
+            error.errno == errno.ENOTDIR and _has_link(path, parts)
+        ):
+            raise ModelError(
+                f"{told} is a symbolic link",
+                "external data must lie in the model's own folder; put the file itself there",
+            ) from error
+        reason = "is not a file" if error.errno == errno.EINVAL else f"cannot be read: {error.strerror}"
+        raise ModelError(f"{told} {reason}", "copy the data file beside the model") from error
+    finally:
+        if folder >= 0:
+            os.close(folder)
+    if os.fstat(file.fileno()).st_nlink > 1:
+        file.close()
         raise ModelError(
-            f"{path.name}: external data {location!r} of tensor {label!r} cannot be read: {error.strerror}",
-            "copy the data file beside the model",
-        ) from error
-    if not regular:
-        raise ModelError(f"{path.name}: external data {location!r} of tensor {label!r} is not a file")
-    return place
+            f"{told} is a hard link to a file that has other names too", "copy the data file beside the model"
+        )
+    return file
+
+
+def _has_link(path: Path, parts: list[str]) -> bool:
+    place = path.parent
+    for part in parts:
+        place = place / part
+        if place.is_symlink():
+            return True
+    return False
 
 
 def _number(text: str, what: str, label: str) -> int:
-    if not text.isdecimal():
-        raise ModelError(f"tensor {label!r}: external data {what} is {text!r}, not a count of bytes")
+    if not text.isascii() or not text.isdecimal() or len(text) > 18:
+        raise ModelError(f"tensor {label!r}: external data {what} is {text[:40]!r}, not a count of bytes")
     return int(text)
 
 

@@ -6,9 +6,12 @@ named, constants as initializers, shapes inferred, opset 13 or newer.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import importlib
 import logging
+import os
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,9 +23,10 @@ from google.protobuf.message import DecodeError
 from onnx_ir.passes import common
 
 from dlas.core.errors import ModelError, UnsupportedError
-from dlas.core.files import write_atomic
+from dlas.core.files import open_regular, write_atomic
 from dlas.core.options import option
 from dlas.graph.format import Format, Written, formats
+from dlas.graph.formats._onnx_limits import check_size, drop_foreign, refuse_sparse
 from dlas.graph.formats._onnx_tensors import check_tensors, external_files, read_external
 from dlas.graph.model import OPSET, Model
 from dlas.graph.passes import infer_shapes
@@ -34,6 +38,7 @@ _EXTERNAL_FROM = 1024  # smaller tensors stay inside the file
 _CONTROL_FLOW = frozenset({"If", "Loop", "Scan", "SequenceMap"})
 # What protobuf accessors and numpy raise on bytes that parse but make no sense (text that is not UTF-8, absurd enums).
 _FAULTS = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
+_COMPILED = frozenset({"EPContext"})
 _STANDARD = ("", "ai.onnx")
 _CONTRIB = "com.microsoft"
 
@@ -53,6 +58,7 @@ class OnnxFormat(Format):
 
         allow_nan: bool = option(False, "accept weights that are NaN or infinite")
         max_bytes: int = option(_PROTOBUF_LIMIT, "largest model to read, weights included", low=1)
+        max_nodes: int = option(20_000, "most nodes to read, functions expanded", low=1)
         external_above: int = option(
             _PROTOBUF_LIMIT, "write weights into NAME.onnx.data when they take more bytes than this", low=0
         )
@@ -91,7 +97,10 @@ class OnnxFormat(Format):
         logging.getLogger("onnx_ir").setLevel(logging.ERROR)  # what it warns of becomes one error here
         proto = _parse(data, path.name)
         digest = hashlib.sha256(data)
-        _refuse_sparse(proto, path.name)
+        check_size(proto, path.name, len(data), self.options.max_nodes)
+        drop_foreign(proto)
+        refuse_sparse(proto, path.name)
+        _refuse_other_types(proto, path.name)
         for content in read_external(proto, path, self.options.max_bytes - len(data)):
             digest.update(content)
         check_tensors(proto, path.name, allow_nan=self.options.allow_nan)
@@ -125,10 +134,12 @@ class OnnxFormat(Format):
 
 def _read(path: Path, limit: int) -> bytes:
     try:
-        size = path.stat().st_size
-        if size > limit:
-            raise ModelError(f"{path.name} has {size} bytes, at most {limit} are read", "raise max_bytes")
-        return path.read_bytes()
+        with open_regular(path) as file:
+            data = file.read(limit + 1)
+            if len(data) > limit:
+                size = max(len(data), os.fstat(file.fileno()).st_size)
+                raise ModelError(f"{path.name} has {size} bytes, at most {limit} are read", "raise max_bytes")
+            return data
     except OSError as error:
         raise ModelError(f"{path.name} cannot be read: {error.strerror}") from error
 
@@ -155,10 +166,7 @@ def _parse(data: bytes, name: str) -> onnx.ModelProto:
     return proto
 
 
-def _refuse_sparse(proto: onnx.ModelProto, name: str) -> None:
-    if proto.graph.sparse_initializer:
-        names = ", ".join(s.values.name for s in proto.graph.sparse_initializer[:8])
-        raise UnsupportedError(f"{name} has sparse initializers: {names}", "export it with dense weights")
+def _refuse_other_types(proto: onnx.ModelProto, name: str) -> None:
     for value in (*proto.graph.input, *proto.graph.output):
         kind = value.type.WhichOneof("value")
         if kind not in ("tensor_type", None):
@@ -207,22 +215,29 @@ def _refuse_duplicates(graph: onnx.GraphProto, name: str) -> None:
             raise ModelError(f"{name}: tensor {wanted!r} is used but nothing produces it")
     names = [t.name for t in graph.initializer]
     if len(set(names)) != len(names):
-        twice = sorted({n for n in names if names.count(n) > 1})
+        twice = sorted(n for n, count in Counter(names).items() if count > 1)
         raise ModelError(f"{name}: initializers with one name: {', '.join(twice[:8])}")
 
 
 def _check_operators(graph: ir.Model, name: str) -> None:
-    flow, unknown = [], []
+    flow, compiled, unknown = [], [], []
     for node in graph.graph.all_nodes():
         label = f"{node.domain + '::' if node.domain else ''}{node.op_type} ({node.name or 'unnamed'})"
-        if node.domain in _STANDARD and node.op_type in _CONTROL_FLOW:
+        if (node.domain in _STANDARD and node.op_type in _CONTROL_FLOW) or _has_graph(node):
             flow.append(label)
+        elif node.domain == _CONTRIB and node.op_type in _COMPILED:
+            compiled.append(label)
         elif not _is_known(node, graph.graph.opset_imports):
             unknown.append(label)
     if flow:
         raise UnsupportedError(
             f"{name} has control flow, which no back end here takes: {_few(flow)}",
             "export it with fixed shapes",
+        )
+    if compiled:
+        raise UnsupportedError(
+            f"{name} holds code compiled for one device, or the name of a file with it: {_few(compiled)}",
+            "use the network it was compiled from",
         )
     if unknown:
         raise UnsupportedError(
@@ -231,14 +246,22 @@ def _check_operators(graph: ir.Model, name: str) -> None:
         )
 
 
+def _has_graph(node: ir.Node) -> bool:
+    kinds = (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
+    return any(attribute.type in kinds for attribute in node.attributes.values())
+
+
 def _is_known(node: ir.Node, opsets: dict[str, int]) -> bool:
     if node.domain in _STANDARD:
         return onnx.defs.has(node.op_type, opsets.get("", OPSET))
-    if node.domain == _CONTRIB:
-        state = importlib.import_module("onnxruntime.capi.onnxruntime_pybind11_state")
-        schemas = state.get_all_operator_schema()
-        return any(s.name == node.op_type and s.domain == _CONTRIB for s in schemas)
-    return False
+    return node.domain == _CONTRIB and node.op_type in _contributed()
+
+
+@functools.cache
+def _contributed() -> frozenset[str]:
+    """Names of the operators that ONNX Runtime adds."""
+    state = importlib.import_module("onnxruntime.capi.onnxruntime_pybind11_state")
+    return frozenset(s.name for s in state.get_all_operator_schema() if s.domain == _CONTRIB)
 
 
 def _name_nodes(graph: ir.Model) -> None:
