@@ -116,7 +116,7 @@ def _check_identifier(data: bytes, name: str) -> None:
 
 def _damaged(error: Exception, data: bytes, name: str) -> ModelError:
     hint = "download or export it again, and compare its size with the source's"
-    outside = isinstance(error, struct.error) or "buffer" in str(error) and "size" in str(error)
+    outside = isinstance(error, struct.error) or ("buffer" in str(error) and "size" in str(error))
     if outside:  # a table or list that the file points to starts or ends behind its last byte
         return ModelError(
             f"{name} is truncated or damaged: it has {len(data)} bytes, and its tables point beyond them",

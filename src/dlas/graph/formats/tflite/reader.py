@@ -7,7 +7,7 @@ on NCHW. :mod:`values` holds what has been computed so far.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -99,7 +99,7 @@ class Reader(Values):
         self._kinds = schema()
         self._activations = enum_names("ActivationFunctionType")
         self._paddings = enum_names("Padding")
-        self._open: dict[int, dict[int, str]] = {}
+        self._open: dict[int, tuple[int | str, ...]] = {}
 
     def translate(self, op: Operation) -> None:
         """Emit the nodes of one operator."""
@@ -223,9 +223,11 @@ class Reader(Values):
         else:
             self.tensors[i] = replace(tensor, data=like.astype(tensor.dtype).reshape(tensor.shape))
 
-    def leave_open(self, i: int, axes: dict[int, str]) -> None:
-        """Axes of tensor ``i`` whose size depends on the data, with a name for each."""
-        self._open[i] = axes
+    def leave_open(self, i: int, shape: Sequence[int | str]) -> None:
+        """The shape of tensor ``i`` depends on the data: sizes, and names where they are not known."""
+        self._open[i] = tuple(shape)
+        sizes = tuple(1 if isinstance(d, str) else d for d in shape)
+        self.tensors[i] = replace(self.tensors[i], shape=sizes)
 
     def _fold(self, op: Operation) -> None:
         """Work out small integer results of constants now: shapes and indices must be known to be translated."""
@@ -318,11 +320,11 @@ class Reader(Values):
         self._initializers = {n: t for n, t in self._initializers.items() if n in wanted}
 
 
-def _value_info(tensor: Tensor, free: bool, loose: dict[int, str] | None = None) -> onnx.ValueInfoProto:
-    shape: list[int | str] = [*tensor.shape]
-    for axis, name in (loose or {}).items():
-        shape[axis] = name
-    if free:
+def _value_info(
+    tensor: Tensor, free: bool, loose: tuple[int | str, ...] | None = None
+) -> onnx.ValueInfoProto:
+    shape: list[int | str] = [*(tensor.shape if loose is None else loose)]
+    if free and loose is None:
         shape[0] = BATCH
     return helper.make_tensor_value_info(
         tensor.name, helper.np_dtype_to_tensor_dtype(np.dtype(tensor.dtype)), shape

@@ -20,7 +20,7 @@ from dlas.graph.formats.tflite.layout import Perm
 from dlas.graph.formats.tflite.tensors import GRIDS, QUANTISED, Operation, Quant, Tensor
 
 MAX_MADE = 2**26  # elements of a constant that a rule makes up
-STATE_NOTE = "state tensors start at zero in every call: LiteRT carries them from one call to the next, an ONNX network cannot"
+STATE_NOTE = "state starts at zero in every call: LiteRT carries it from call to call, an ONNX network cannot"
 
 
 class Values:

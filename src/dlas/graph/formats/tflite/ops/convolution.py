@@ -157,6 +157,22 @@ def padded(w: Writer, tensor: int, win: Window, low: bool = False) -> int:
     return w.add("PADV2", [tensor, pads, fill], shape, like=tensor, options=w.file.options("PadV2Options"))
 
 
+def _with_zeros(
+    w: Writer, tensor: int, win: Window, size: tuple[int, ...]
+) -> tuple[int, Window, tuple[int, ...]]:
+    """Tensor, window and size with the zeros of a PAD before them taken into the window, where that makes it ``SAME``."""
+    if tensor not in w.zero_padded:
+        return tensor, win, size
+    source, pairs = w.zero_padded[tensor]
+    shape = w.file.cells[source].shape
+    if len(pairs) != 4 or any(pairs[0]) or any(pairs[3]):
+        return tensor, win, size
+    before = (win.before[0] + pairs[1][0], win.before[1] + pairs[2][0])
+    after = (win.after[0] + pairs[1][1], win.after[1] + pairs[2][1])
+    whole = Window(win.kernel, win.strides, win.dilations, before, after)
+    return (source, whole, shape[1:3]) if whole.padding(shape[1:3]) == "SAME" else (tensor, win, size)
+
+
 def integer_weights(w: Writer, weight: Constant | None, dtype: str, channel_axis: int) -> bool:
     """Whether a weight fits the integer kernels for activations of ``dtype``."""
     if weight is None or weight.quant is None or weight.array.dtype.name != dtype:
@@ -235,6 +251,7 @@ def _write_conv(w: Writer, node: ir.Node) -> None:
     x = image(w, site, value)
     spatial = w.file.cells[x].shape[1:3]
     win = window(w, node, kernel[2:] if len(w.shape(value)) == 4 else kernel[3:], w.shape(value)[2:])
+    x, win, spatial = _with_zeros(w, x, win, spatial)
     padding = win.padding(spatial)
     if not padding:
         x = padded(w, x, win)

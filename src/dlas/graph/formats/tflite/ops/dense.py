@@ -53,6 +53,7 @@ def _read_matmul(r: Reader, op: Operation) -> None:
     names = []
     for i, turned in zip(op.inputs, (o.adjX, o.adjY), strict=True):
         rank = len(r.shape(i))
+        r.note_hybrid(i)
         name = r.real(i, layout.identity(rank))
         if turned:
             name = r.emit("Transpose", [name], perm=[*range(rank - 2), rank - 1, rank - 2])

@@ -150,10 +150,16 @@ def _read_prelu(r: Reader, op: Operation) -> None:
 
 def _read_select(r: Reader, op: Operation) -> None:
     rank = len(r.shape(op.outputs[0]))
-    if op.kind == "SELECT" and len({r.shape(i) for i in op.inputs}) > 1:
-        raise UnsupportedError("SELECT whose inputs differ in shape cannot be read")
+    condition, *choices = op.inputs
+    deep = len(r.shape(condition))
     perm = common_perm(r, op.inputs, rank)
-    r.give(op.outputs[0], r.emit("Where", [aligned(r, i, rank, perm) for i in op.inputs]), perm)
+    if op.kind == "SELECT" and 0 < deep < rank:  # it picks whole rows
+        perm = layout.identity(rank)
+        name = r.real(condition, layout.identity(deep))
+        mask = r.emit("Reshape", [name, r.int64([*r.shape(condition), *[1] * (rank - deep)])])
+    else:
+        mask = aligned(r, condition, rank, perm)
+    r.give(op.outputs[0], r.emit("Where", [mask, *(aligned(r, i, rank, perm) for i in choices)]), perm)
 
 
 def _read_quantize(r: Reader, op: Operation) -> None:

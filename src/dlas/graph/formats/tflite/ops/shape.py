@@ -83,18 +83,31 @@ def _read_pack(r: Reader, op: Operation) -> None:
 
 def _read_gather(r: Reader, op: Operation) -> None:
     x, indices = op.inputs
+    out = op.outputs[0]
     o = r.options(op, "GatherOptions")
-    axis = layout.normal_axis(o.axis, len(r.shape(x)))
-    if o.batchDims:
-        raise UnsupportedError("GATHER with batch dimensions cannot be read")
-    if r.is_constant(x) and r.is_constant(indices) and r.tensor(x).quant is None:
-        r.give_constant(op.outputs[0], np.take(r.tensor(x).constant(), r.tensor(indices).constant(), axis))
+    rank = len(r.shape(x))
+    axis = layout.normal_axis(o.axis, rank)
+    shared = o.batchDims + (len(r.shape(indices)) if o.batchDims < 0 else 0)
+    if not 0 <= shared <= min(axis, len(r.shape(indices))):
+        raise ValueError(f"{o.batchDims} batch dimensions for axis {axis}")
+    known = r.is_constant(x) and r.is_constant(indices) and r.tensor(x).quant is None
+    if known and not shared:
+        r.give_constant(out, np.take(r.tensor(x).constant(), r.tensor(indices).constant(), axis))
         return
     r.batch_free = False
-    names = [r.value(i, layout.identity(len(r.shape(i)))) for i in (x, indices)]
-    r.give_moved(
-        op.outputs[0], x, r.emit("Gather", names, axis=axis), layout.identity(len(r.shape(op.outputs[0])))
-    )
+    name, index = (r.value(i, layout.identity(len(r.shape(i)))) for i in (x, indices))
+    if not shared:
+        found = r.emit("Gather", [name, index], axis=axis)
+    else:  # the axis moves up to the batch dimensions; what stood between follows the indices and moves back
+        between = list(range(shared, axis))
+        name = r.transposed(name, [*range(shared), axis, *between, *range(axis + 1, rank)])
+        index = r.emit("Unsqueeze", [r.cast(index, "int64"), r.int64([len(r.shape(indices))])])
+        found = r.emit("GatherND", [name, index], batch_dims=shared)
+        deep = len(r.shape(indices))
+        moved = list(range(deep, deep + len(between)))
+        rest = range(deep + len(between), deep + rank - shared - 1)
+        found = r.transposed(found, [*range(shared), *moved, *range(shared, deep), *rest])
+    r.give_moved(out, x, found, layout.identity(len(r.shape(out))))
 
 
 def _read_blocks(r: Reader, op: Operation, kind: str) -> None:
@@ -194,7 +207,11 @@ def _write_gather(w: Writer, node: ir.Node) -> None:
     found = w.constant(indices)
     if found is not None:
         size = w.shape(value)[axis]
-        index = w.file.constant(np.where(found.array < 0, found.array + size, found.array).astype(np.int32))
+        picked = np.where(found.array < 0, found.array + size, found.array).astype(np.int32)
+        if picked.ndim < 2 and picked.size and _is_run(picked.reshape(-1)) and w.constant(value) is None:
+            _write_run(w, value, out, axis, picked)
+            return
+        index = w.file.constant(picked)
     else:
         index = w.place(indices, layout.identity(len(w.shape(indices))))
     tensor = w.place(value, layout.identity(len(w.shape(value))))
@@ -206,6 +223,23 @@ def _write_gather(w: Writer, node: ir.Node) -> None:
         options=w.file.options("GatherOptions", axis=axis),
     )
     w.bind(out, made, layout.identity(len(w.shape(out))))
+
+
+def _is_run(picked: np.ndarray) -> bool:
+    return bool((np.diff(picked) == 1).all())
+
+
+def _write_run(w: Writer, value: ir.Value, out: ir.Value, axis: int, picked: np.ndarray) -> None:
+    """Neighbours along an axis (or a single one of them) are a SLICE, which more hardware can do than GATHER."""
+    perm = w.perm(value)
+    begin, size = [0] * len(perm), list(layout.permute(w.shape(value), perm))
+    begin[perm.index(axis)], size[perm.index(axis)] = int(picked.reshape(-1)[0]), picked.size
+    part = w.cut(w.place(value), begin, size)
+    if picked.ndim == 0:
+        left = [a for a in perm if a != axis]
+        part = w.reshape(part, [n for n, a in zip(size, perm, strict=True) if a != axis])
+        perm = tuple(a - (a > axis) for a in left)
+    w.bind(out, part, perm)
 
 
 def _write_blocks(w: Writer, node: ir.Node, kind: str, options: str) -> None:

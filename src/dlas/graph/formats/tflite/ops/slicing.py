@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -11,7 +14,7 @@ from dlas.core.errors import UnsupportedError
 from dlas.graph.formats.tflite import layout
 from dlas.graph.formats.tflite.reader import Reader
 from dlas.graph.formats.tflite.rules import Rule
-from dlas.graph.formats.tflite.tensors import GRIDS, Operation
+from dlas.graph.formats.tflite.tensors import Operation
 from dlas.graph.formats.tflite.writer import Writer
 
 REDUCTIONS = [
@@ -21,6 +24,7 @@ REDUCTIONS = [
     ("REDUCE_MIN", "ReduceMin", True),
     ("REDUCE_PROD", "ReduceProd", False),
 ]
+TRUTHS = [("REDUCE_ANY", "ReduceMax"), ("REDUCE_ALL", "ReduceMin")]
 _END = 2**31 - 1
 
 
@@ -28,17 +32,18 @@ def _read_pad(r: Reader, op: Operation) -> None:
     i, out = op.inputs[0], op.outputs[0]
     perm = r.perm(i)
     pairs = r.tensor(op.inputs[1]).constant()
-    if pairs.shape != (len(perm), 2) or pairs.min() < 0:
+    if pairs.shape != (len(perm), 2) or (pairs.size and pairs.min() < 0):
         raise ValueError(f"pads {pairs.tolist()}")
-    r.batch_free &= not pairs[0].any()
+    r.batch_free &= not pairs[:1].any()
     pads = r.int64([int(pairs[a, 0]) for a in perm] + [int(pairs[a, 1]) for a in perm])
     tensor = r.tensor(i)
     if op.kind == "MIRROR_PAD":
-        if r.options(op, "MirrorPadOptions").mode != 0:
-            raise UnsupportedError("MIRROR_PAD in symmetric mode has no ONNX counterpart")
-        r.give_moved(out, i, r.emit("Pad", [r.value(i, perm), pads], mode="reflect"), perm)
+        if r.options(op, "MirrorPadOptions").mode == 1:
+            _mirror(r, op, pairs, perm)
+        else:
+            r.give_moved(out, i, r.emit("Pad", [r.value(i, perm), pads], mode="reflect"), perm)
         return
-    fill = np.zeros((), np.float32 if tensor.dtype in GRIDS and tensor.quant else tensor.dtype)
+    fill = np.zeros((), np.float32 if r.is_on_grid(i) else tensor.dtype)
     if op.kind == "PADV2" and len(op.inputs) > 2:
         given = r.tensor(op.inputs[2])
         number = given.constant().reshape(-1)[:1]
@@ -47,42 +52,77 @@ def _read_pad(r: Reader, op: Operation) -> None:
     r.give_moved(out, i, name, perm)
 
 
+def _mirror(r: Reader, op: Operation, pairs: np.ndarray, perm: layout.Perm) -> None:
+    """Pads with what stands before the edge, the edge included: ONNX knows it only as picking by index."""
+    i = op.inputs[0]
+    name, shape = r.value(i, perm), r.shape(i)
+    for axis, (before, after) in enumerate(pairs.tolist()):
+        if max(before, after) > shape[axis]:
+            raise ValueError(f"symmetric pads {before} and {after} of an axis of {shape[axis]}")
+        if before or after:
+            r.bounded(before + shape[axis] + after)
+            index = np.pad(np.arange(shape[axis]), (before, after), mode="symmetric")
+            name = r.emit("Gather", [name, r.int64(index.tolist())], axis=perm.index(axis))
+    r.give_moved(op.outputs[0], i, name, perm)
+
+
 def _read_slice(r: Reader, op: Operation) -> None:
     i, out = op.inputs[0], op.outputs[0]
+    if not r.is_constant(op.inputs[1]) or not r.is_constant(op.inputs[2]):
+        starts = r.cast(r.raw(op.inputs[1]), "int64")
+        sizes = r.cast(r.raw(op.inputs[2]), "int64")
+        open_end = r.emit("Less", [sizes, r.number(0, "int64")])
+        ends = r.emit("Where", [open_end, r.number(_END, "int64"), r.emit("Add", [starts, sizes])])
+        _cut_computed(r, op, starts, ends, [1] * len(r.shape(i)), [])
+        return
     begins, sizes = r.ints(op.inputs[1]), r.ints(op.inputs[2])
     ends = [b + s if s >= 0 else n for b, s, n in zip(begins, sizes, r.shape(i), strict=True)]
     _cut(r, i, out, begins, ends, [1] * len(begins))
 
 
 def _read_strided_slice(r: Reader, op: Operation) -> None:
+    """Every mask: the spec is first written out for all axes of the input, as TensorFlow defines it."""
     i, out = op.inputs[0], op.outputs[0]
     o = r.options(op, "StridedSliceOptions")
-    if o.ellipsisMask or o.newAxisMask or o.offset:
-        raise UnsupportedError("STRIDED_SLICE with an ellipsis, new axes or offsets cannot be read")
-    begins, ends, steps = (r.ints(t) for t in op.inputs[1:4])
-    shape = r.shape(i)
-    if not len(begins) == len(ends) == len(steps) <= len(shape):
-        raise ValueError(f"{len(begins)} begins, {len(ends)} ends, {len(steps)} steps for {len(shape)} axes")
-    shrunk = [a for a in range(len(begins)) if o.shrinkAxisMask >> a & 1]
-    for a in range(len(begins)):
-        if a in shrunk:
-            start = layout.normal_axis(begins[a], shape[a])
-            begins[a], ends[a], steps[a] = start, start + 1, 1
-            continue
-        if o.beginMask >> a & 1:
-            begins[a] = 0 if steps[a] > 0 else _END
-        if o.endMask >> a & 1:
-            ends[a] = _END if steps[a] > 0 else -_END
-    rest = range(len(begins), len(shape))
-    _cut(
-        r,
-        i,
-        out,
-        [*begins, *(0 for _ in rest)],
-        [*ends, *(_END for _ in rest)],
-        [*steps, *(1 for _ in rest)],
-        shrunk,
-    )
+    steps, shape = r.ints(op.inputs[3]), r.shape(i)
+    if 0 in steps:
+        raise ValueError(f"steps {steps}")
+    if not r.is_constant(op.inputs[1]) or not r.is_constant(op.inputs[2]):
+        if o.ellipsisMask or o.newAxisMask or o.offset:
+            raise UnsupportedError("STRIDED_SLICE with computed bounds, and ellipsis, new axes or offsets")
+        _cut_masked(r, op, o, steps)
+        return
+    begins, ends = (r.ints(t) for t in op.inputs[1:3])
+    count = len(begins)
+    fresh_at = [k for k in range(count) if o.newAxisMask >> k & 1 and not o.ellipsisMask >> k & 1]
+    dots = [k for k in range(count) if o.ellipsisMask >> k & 1]
+    used = count - len(fresh_at) - len(dots)
+    if not count == len(ends) == len(steps) or used > len(shape) or len(dots) > 1:
+        raise ValueError(f"{count} begins, {len(ends)} ends, {len(steps)} steps for {len(shape)} axes")
+    spec: list[tuple[int, int, int]] = []
+    shrunk: list[int] = []
+    fresh: list[int] = []
+    for k in [*range(count), *([] if dots else [count])]:
+        if k == count or k in dots:
+            spec += [(0, _END, 1)] * (len(shape) - used)
+        elif k in fresh_at:
+            fresh.append(len(spec) - len(shrunk) + len(fresh))
+        else:
+            axis = len(spec)
+            first, last, step = begins[k], ends[k], steps[k]
+            if o.offset:
+                first += shape[axis] if first < 0 else 0
+                last += first
+            if o.shrinkAxisMask >> k & 1:
+                first = layout.normal_axis(first, shape[axis])
+                last, step = first + 1, 1
+                shrunk.append(axis)
+            else:
+                first = (0 if step > 0 else _END) if o.beginMask >> k & 1 else first
+                last = (_END if step > 0 else -_END) if o.endMask >> k & 1 else last
+            spec.append((first, last, step))
+    first, last, stride = ([s[n] for s in spec] for n in range(3))
+    _cut(r, i, out, first, last, stride, shrunk, fresh)
 
 
 def _cut(
@@ -92,23 +132,21 @@ def _cut(
     begins: list[int],
     ends: list[int],
     steps: list[int],
-    shrunk: list[int] | None = None,
+    shrunk: Sequence[int] = (),
+    fresh: Sequence[int] = (),
 ) -> None:
+    """A slice of tensor ``i``, without the axes ``shrunk`` and with new ones at ``fresh`` of the result."""
     tensor = r.tensor(i)
+    axes_all = range(len(begins))
     if tensor.data is not None and tensor.quant is None:
-        index = tuple(
-            begins[a]
-            if a in (shrunk or ())
-            else slice(begins[a], None if ends[a] == -_END else ends[a], steps[a])
-            for a in range(len(begins))
-        )
+        index = tuple(slice(begins[a], None if ends[a] == -_END else ends[a], steps[a]) for a in axes_all)
         r.give_constant(out, tensor.data[index])
         return
-    whole = [a for a in range(len(begins)) if (begins[a], steps[a]) == (0, 1) and ends[a] >= tensor.shape[a]]
-    axes = [a for a in range(len(begins)) if a not in whole]
-    perm = layout.identity(len(tensor.shape)) if shrunk else r.perm(i)
+    whole = [a for a in axes_all if (begins[a], steps[a]) == (0, 1) and ends[a] >= tensor.shape[a]]
+    axes = [a for a in axes_all if a not in whole]
+    perm = layout.identity(len(tensor.shape)) if shrunk or fresh else r.perm(i)
     name = r.value(i, perm)
-    r.batch_free &= 0 not in axes and 0 not in (shrunk or ())
+    r.batch_free &= 0 not in axes and 0 not in shrunk and 0 not in fresh
     if axes:
         picked = [[values[a] for a in axes] for values in (begins, ends)]
         inputs = [
@@ -120,8 +158,46 @@ def _cut(
         name = r.emit("Slice", inputs)
     if shrunk:
         name = r.emit("Squeeze", [name, r.int64(shrunk)])
-        perm = layout.identity(len(r.shape(out)))
+    if fresh:
+        name = r.emit("Unsqueeze", [name, r.int64(fresh)])
+    if shrunk or fresh:
+        perm = layout.identity(len(tensor.shape) - len(shrunk) + len(fresh))
     r.give_moved(out, i, name, perm)
+
+
+def _cut_masked(r: Reader, op: Operation, o: Any, steps: list[int]) -> None:
+    """STRIDED_SLICE between computed bounds."""
+    count = len(steps)
+    starts, ends = (r.cast(r.raw(t), "int64") for t in op.inputs[1:3])
+    chosen = [np.array([mask >> k & 1 for k in range(count)], bool) for mask in (o.beginMask, o.endMask)]
+    whole = [[0 if s > 0 else _END for s in steps], [_END if s > 0 else -_END for s in steps]]
+    starts, ends = (
+        r.emit("Where", [r.initializer(m, "mask"), r.int64(w), name]) if m.any() else name
+        for m, w, name in zip(chosen, whole, (starts, ends), strict=True)
+    )
+    shrunk = [k for k in range(count) if o.shrinkAxisMask >> k & 1]
+    if shrunk:
+        mask = r.initializer(np.array([k in shrunk for k in range(count)]), "mask")
+        last = r.emit("Equal", [starts, r.number(-1, "int64")])
+        following = r.emit("Add", [starts, r.number(1, "int64")])
+        following = r.emit("Where", [last, r.number(_END, "int64"), following])
+        ends = r.emit("Where", [mask, following, ends])
+    _cut_computed(r, op, starts, ends, steps, shrunk)
+
+
+def _cut_computed(
+    r: Reader, op: Operation, starts: str, ends: str, steps: list[int], shrunk: list[int]
+) -> None:
+    i, out = op.inputs[0], op.outputs[0]
+    r.batch_free = False
+    name = r.value(i, layout.identity(len(r.shape(i))))
+    name = r.emit("Slice", [name, starts, ends, r.int64(range(len(steps))), r.int64(steps)])
+    if shrunk:
+        name = r.emit("Squeeze", [name, r.int64(shrunk)])
+    shape = r.shape(out)
+    if 0 not in shape:  # the file knows the size, inference of shapes cannot
+        name = r.emit("Reshape", [name, r.int64(shape)])
+    r.give_moved(out, i, name, layout.identity(len(shape)))
 
 
 def _read_split(r: Reader, op: Operation) -> None:
@@ -161,7 +237,10 @@ def _read_reduce(r: Reader, op: Operation, kind: str) -> None:
     axes = sorted({layout.normal_axis(a, rank) for a in r.ints(op.inputs[1])})
     keep = bool(r.options(op, "ReducerOptions").keepDims)
     r.batch_free &= 0 not in axes
-    if kind == "ReduceMean" and rank == 4 and axes == [1, 2]:
+    if not axes:  # ONNX would reduce all of them
+        r.give(out, r.real(i, r.perm(i)), r.perm(i))
+        return
+    if kind == "ReduceMean" and rank == 4 and axes == [1, 2] and not _whole(r, i):
         perm = layout.NHWC_TO_NCHW
         name = r.stored(out, r.emit("GlobalAveragePool", [r.real(i, perm)]), perm)
         if not keep:
@@ -170,9 +249,22 @@ def _read_reduce(r: Reader, op: Operation, kind: str) -> None:
         return
     perm = r.perm(i) if keep else layout.identity(rank)
     name = r.real(i, perm)
-    stored = sorted(perm.index(a) for a in axes)
-    name = r.emit(kind, [name, r.int64(stored)], keepdims=int(keep))
+    if op.kind in ("REDUCE_ANY", "REDUCE_ALL"):
+        name = r.cast(name, "int32")
+    stored = r.int64(sorted(perm.index(a) for a in axes))
+    if kind == "ReduceMean" and _whole(r, i):  # kernels divide the sum, rounding towards zero
+        total = r.emit("ReduceSum", [r.cast(name, "int64"), stored], keepdims=int(keep))
+        count = math.prod(r.shape(i)[a] for a in axes)
+        name = r.cast(r.emit("Div", [total, r.number(count, "int64")]), r.tensor(out).dtype)
+    else:
+        name = r.emit(kind, [name, stored], keepdims=int(keep))
+    if op.kind in ("REDUCE_ANY", "REDUCE_ALL"):
+        name = r.cast(name, "bool")
     r.give(out, name, perm if keep else layout.identity(len(r.shape(out))))
+
+
+def _whole(r: Reader, i: int) -> bool:
+    return np.dtype(r.tensor(i).dtype).kind in "iu" and not r.is_on_grid(i)
 
 
 def _read_arg(r: Reader, op: Operation, kind: str) -> None:
@@ -221,6 +313,8 @@ def _write_pad(w: Writer, node: ir.Node) -> None:
         raise UnsupportedError(f"Pad {node.name!r} in mode {mode!r} has no tflite counterpart")
     elif _is_zero(w, node, fill, tensor):
         made = w.add("PAD", [tensor, amounts], shape, like=tensor, options=w.file.options("PadOptions"))
+        pairs_stored = kept[list(perm)].tolist()
+        w.zero_padded[made] = (tensor, tuple((int(b), int(a)) for b, a in pairs_stored))
     else:
         number = np.array([fill], np.float64)
         if cell.quant is not None and value.dtype == ir.DataType.FLOAT:
@@ -329,6 +423,7 @@ RULES = [
         Rule((kind,), (onnx,), partial(_read_reduce, kind=onnx), partial(_write_reduce, kind=kind, integer=integer))
         for kind, onnx, integer in REDUCTIONS
     ),
+    *(Rule((kind,), (), partial(_read_reduce, kind=onnx)) for kind, onnx in TRUTHS),
     Rule(("ARG_MAX",), ("ArgMax",), partial(_read_arg, kind="ArgMax"),
          partial(_write_arg, kind="ARG_MAX", options="ArgMaxOptions")),
     Rule(("ARG_MIN",), ("ArgMin",), partial(_read_arg, kind="ArgMin"),
