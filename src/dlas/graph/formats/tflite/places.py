@@ -53,6 +53,7 @@ class Places:
         self._orders: dict[tuple[int, Perm], int] = {}
         self._reals: dict[int, int] = {}
         self._reshaped: dict[int, int] = {}
+        self.zero_padded: dict[int, tuple[int, tuple[tuple[int, int], ...]]] = {}
         self._constants: dict[ir.Value, Constant] = {}
 
     # What the graph says

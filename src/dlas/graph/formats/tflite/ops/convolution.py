@@ -160,7 +160,7 @@ def padded(w: Writer, tensor: int, win: Window, low: bool = False) -> int:
 def _with_zeros(
     w: Writer, tensor: int, win: Window, size: tuple[int, ...]
 ) -> tuple[int, Window, tuple[int, ...]]:
-    """Tensor, window and size with the zeros of a PAD before them taken into the window, where that makes it ``SAME``."""
+    """Tensor, window and size, with the zeros of a PAD before them in the window where that makes it ``SAME``."""
     if tensor not in w.zero_padded:
         return tensor, win, size
     source, pairs = w.zero_padded[tensor]
