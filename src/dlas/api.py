@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -95,6 +96,7 @@ def compress(
     data: str | Path | Dataset | None = None,
     split: str = "",
     progress: MethodProgress | None = None,
+    checkpoints: str | Path | None = None,
     **options: Any,
 ) -> Model:
     """Apply compression methods in order.
@@ -105,12 +107,15 @@ def compress(
         data: Rows for calibration and fine-tuning; never those the network will be judged on.
         split: Split of the data set, where it has several.
         progress: Told the fraction done and what is being done.
+        checkpoints: Folder for the checkpoints of training, from which the same call goes on after a kill; remove it
+            when the result is safe. (The command line needs none: it keeps them in its cache.)
         options: Options of the method, if there is only one.
 
     Raises:
         UnknownNameError: No such method or option.
         DataError: A method needs rows and got none that fit.
     """
+    from dlas.compress.checkpoint import checkpoints_in
     from dlas.compress.method import compress_model
     from dlas.core.options import Choice
 
@@ -124,10 +129,11 @@ def compress(
         current, note = prepared_for(current, rows)
         if note and progress is not None:
             progress(0.0, note)
-    for text in methods:
-        choice = Choice.parse(text)
-        choice = Choice.of(choice.name, **{**choice.as_dict(), **options})
-        current = compress_model(current, choice, rows, progress)
+    with nullcontext() if checkpoints is None else checkpoints_in(Path(checkpoints)):
+        for text in methods:
+            choice = Choice.parse(text)
+            choice = Choice.of(choice.name, **{**choice.as_dict(), **options})
+            current = compress_model(current, choice, rows, progress)
     return current
 
 

@@ -1,5 +1,11 @@
 from __future__ import annotations
 
+import hashlib
+import io
+import json
+import pickle
+from pathlib import Path
+
 import numpy as np
 import onnx
 import pytest
@@ -7,6 +13,8 @@ import torch
 from onnx import helper, numpy_helper
 from torch import nn
 
+from dlas.compress import checkpoint as checkpoints
+from dlas.compress.checkpoint import checkpoints_in, next_checkpoint
 from dlas.compress.training import Schedule, fine_tune, train
 from dlas.core.errors import DataError, DlasError, OptionError
 from dlas.data.dataset import Dataset
@@ -158,3 +166,189 @@ def test_threads_and_random_state_are_given_back() -> None:
     assert torch.get_num_threads() == before
     torch.testing.assert_close(torch.rand(3), want)
     assert not net.training
+
+
+class StopError(Exception):
+    """The run is cut off here."""
+
+
+def stopping(after: int, heard: list[str]):
+    """A progress that stops the run with its ``after``-th word."""
+
+    def progress(_: float, text: str) -> None:
+        heard.append(text)
+        if len(heard) == after:
+            raise StopError
+
+    return progress
+
+
+@pytest.fixture
+def every_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DLAS_CHECKPOINT_SECONDS", "0")
+    monkeypatch.setattr(checkpoints, "_SHARE", 0)
+
+
+class Noisy(nn.Module):
+    """Statistics of batches and dropped outputs: state beside the weights, and torch's own random numbers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(1)
+        self.layers = nn.Sequential(
+            nn.Conv2d(1, 4, 3, padding=1),
+            nn.BatchNorm2d(4),
+            nn.ReLU(),
+            nn.Dropout(0.3),
+            nn.Flatten(),
+            nn.Linear(64, 2),
+        )
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.layers(x)
+
+
+def state_of(module: nn.Module) -> dict[str, bytes]:
+    return {name: value.numpy().tobytes() for name, value in module.state_dict().items()}
+
+
+def test_a_run_stopped_again_and_again_ends_with_the_bits_of_one_that_was_not(
+    every_step: None, tmp_path: Path
+) -> None:
+    x = np.random.default_rng(0).random((40, 1, 4, 4), F)
+    y = np.arange(40) % 2
+    schedule = Schedule(3, 0.1, batch_size=16, augment="flip-shift", threads=1)
+    whole = Noisy()
+    losses = train(whole, x, y, schedule)
+
+    heard: list[str] = []
+    for _ in range(20):
+        net = Noisy()
+        masks = {net.layers[0].weight: np.ones((4, 1, 3, 3))}
+        try:
+            again = train(
+                net, x, y, schedule, masks=masks, checkpoint=tmp_path / "c", progress=stopping(3, words := [])
+            )
+        except StopError:
+            heard += words
+            continue
+        heard += words
+        break
+    assert state_of(net) == state_of(whole)
+    assert again == losses
+    # The word that stops a run comes before its step is saved, so each gets one step further.
+    assert [t for t in heard if t.startswith("resumed")] == [
+        f"resumed at step {k} of 9" for k in range(2, 9)
+    ]
+
+
+def test_a_finished_training_is_not_done_again(every_step: None, tmp_path: Path) -> None:
+    first = fine_tune(network(), bars(), epochs=2, batch_size=32, threads=1, checkpoint=tmp_path / "c")
+    heard: list[str] = []
+    second = fine_tune(
+        network(), bars(), epochs=2, batch_size=32, threads=1, checkpoint=tmp_path / "c",
+        progress=lambda _, text: heard.append(text),
+    )  # fmt: skip
+    assert heard == ["resumed at step 6 of 6"]
+    assert second.to_bytes() == first.to_bytes()
+    plain = fine_tune(network(), bars(), epochs=2, batch_size=32, threads=1)
+    assert plain.to_bytes() == first.to_bytes()
+
+
+@pytest.mark.parametrize("change", [{"lr": 0.02}, {"seed": 1}, {"epochs": 3}])
+def test_a_checkpoint_of_other_options_is_not_used(
+    every_step: None, tmp_path: Path, change: dict, caplog: pytest.LogCaptureFixture
+) -> None:
+    fine_tune(network(), bars(), epochs=2, threads=1, checkpoint=tmp_path / "c")
+    options = {"epochs": 2, "threads": 1, **change}
+    heard: list[str] = []
+    tuned = fine_tune(
+        network(), bars(), checkpoint=tmp_path / "c", progress=lambda _, text: heard.append(text), **options
+    )
+    assert "belongs to another training" in caplog.text
+    assert not any("resumed" in text for text in heard)
+    assert tuned.hash == fine_tune(network(), bars(), **options).hash
+
+
+def test_a_checkpoint_of_other_rows_or_code_is_not_used(
+    every_step: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    fine_tune(network(), bars(), epochs=1, threads=1, checkpoint=tmp_path / "c")
+    fine_tune(network(), bars(95), epochs=1, threads=1, checkpoint=tmp_path / "c")
+    assert caplog.text.count("belongs to another training") == 1
+    monkeypatch.setattr("dlas.compress.training.made_with", lambda: {"code": "other"})
+    fine_tune(network(), bars(95), epochs=1, threads=1, checkpoint=tmp_path / "c")
+    assert caplog.text.count("belongs to another training") == 2
+
+
+def test_a_damaged_checkpoint_is_noticed_wherever_it_is_hit(
+    every_step: None, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "c"
+    want = fine_tune(network(), bars(), epochs=1, threads=1, checkpoint=path).hash
+    sound = path.read_bytes()
+    places = [0, 20, sound.index(b"}") + 2, *range(300, len(sound), len(sound) // 10), len(sound) - 1]
+    for place in places:
+        damaged = bytearray(sound)
+        damaged[place] ^= 4
+        path.write_bytes(damaged)
+        caplog.clear()
+        assert fine_tune(network(), bars(), epochs=1, threads=1, checkpoint=path).hash == want
+        assert "starting anew" in caplog.text, place
+    for damaged in (b"", b"\n", sound[:-1], sound + b"x", b"[]\n", b"{" * 5000):
+        path.write_bytes(damaged)
+        caplog.clear()
+        assert fine_tune(network(), bars(), epochs=1, threads=1, checkpoint=path).hash == want
+        assert "is damaged" in caplog.text
+
+
+class Hostile:
+    def __reduce__(self):
+        return (Path.touch, (Path("ran"),))
+
+
+def test_a_checkpoint_with_code_in_it_does_not_run(
+    every_step: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "c"
+    want = fine_tune(network(), bars(), epochs=1, threads=1, checkpoint=path).hash
+    header = json.loads(path.read_bytes().partition(b"\n")[0])
+    stored = io.BytesIO()
+    torch.save({"tensors": Hostile()}, stored)
+    for content in (stored.getvalue(), pickle.dumps(Hostile(), 2)):
+        mended = {**header, "bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+        path.write_bytes(json.dumps(mended).encode() + b"\n" + content)
+        assert fine_tune(network(), bars(), epochs=1, threads=1, checkpoint=path).hash == want
+        assert "is damaged" in caplog.text
+        assert not (tmp_path / "ran").exists()
+
+
+def test_training_goes_on_where_no_checkpoint_can_be_written(
+    every_step: None, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "file").write_text("")
+    tuned = fine_tune(
+        network(), bars(), epochs=2, batch_size=32, threads=1, checkpoint=tmp_path / "file" / "c"
+    )
+    assert tuned.hash == fine_tune(network(), bars(), epochs=2, batch_size=32, threads=1).hash
+    assert caplog.text.count("goes on without checkpoints") == 1
+
+
+def test_checkpoints_of_a_scope_have_one_file_each_and_the_same_every_time(tmp_path: Path) -> None:
+    assert next_checkpoint() is None
+    for _ in range(2):
+        with checkpoints_in(tmp_path / "kept"):
+            names = [next_checkpoint(), next_checkpoint()]
+        assert names == [tmp_path / "kept" / f"training-00{n}.ckpt" for n in (1, 2)]
+    assert next_checkpoint() is None
+    with checkpoints_in(tmp_path / "kept"):
+        fine_tune(network(), bars(), epochs=1, threads=1)  # too short for a checkpoint
+    assert not (tmp_path / "kept").exists()
+
+
+@pytest.mark.parametrize("seconds", ["never", "-1", "nan", "inf"])
+def test_wrong_interval(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, seconds: str) -> None:
+    monkeypatch.setenv("DLAS_CHECKPOINT_SECONDS", seconds)
+    with pytest.raises(OptionError, match="DLAS_CHECKPOINT_SECONDS"):
+        fine_tune(network(), bars(), epochs=1, checkpoint=tmp_path / "c")

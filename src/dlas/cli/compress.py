@@ -112,7 +112,11 @@ def _plans(network: Model, members: list[Method], data: Dataset | None) -> list[
 
 
 def _applied(network: Model, members: list[Method], data: Dataset | None) -> Model:
-    """The network after all methods, with progress in hundredths."""
+    """The network after all methods, with progress in hundredths; what was done before is in the cache."""
+    from dlas.compress.method import compress_once
+    from dlas.core.cache import Cache
+
+    cache = Cache()
     with Bar() as bar:
         bar.start(100)
         for member in members:
@@ -126,7 +130,7 @@ def _applied(network: Model, members: list[Method], data: Dataset | None) -> Mod
                 bar.step(text)
                 bar.advance(units)
 
-            network = member.apply(network, data, tell)
+            network = compress_once(cache, member, network, data, tell)
     return network
 
 

@@ -10,10 +10,16 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import ClassVar
 
+import onnx
+
+from dlas.compress.checkpoint import checkpoints_in
+from dlas.core.cache import Cache, kept_folder, key_of
 from dlas.core.figure import Figure
-from dlas.core.options import Choice, Configurable
+from dlas.core.options import Choice, Configurable, options_dict
+from dlas.core.provenance import made_with
 from dlas.core.registry import Registry
 from dlas.data.dataset import Dataset
 from dlas.graph.model import Model
@@ -74,3 +80,28 @@ def compress_model(
     if isinstance(choice, str):
         choice = Choice.parse(choice)
     return methods.get(choice.name)(**choice.as_dict()).apply(model, data, progress)
+
+
+def compress_once(
+    cache: Cache, member: Method, model: Model, data: Dataset | None = None, progress: Progress | None = None
+) -> Model:
+    """As ``member.apply``, but done once: a second process waits for the first, and a killed one is gone on from.
+
+    The key is everything the result depends on: the network with its history, the rows, the options, the code.
+
+    Raises:
+        StorageError: The cache cannot be written.
+    """
+    rows = None if data is None else [data.name, data.task, data.hash]
+    content = model.to_bytes()
+    key = key_of("compress", content, member.name, options_dict(member.options), rows, made_with())
+
+    def make(folder: Path) -> None:
+        with checkpoints_in(kept_folder(folder)):
+            made = member.apply(model, data, progress)
+        (folder / "model.onnx").write_bytes(made.to_bytes())
+
+    made = cache.folder(key, make) / "model.onnx"
+    if progress is not None:
+        progress(1.0, "done")
+    return Model.from_proto(onnx.ModelProto.FromString(made.read_bytes()))

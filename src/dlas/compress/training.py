@@ -7,15 +7,20 @@ normalisation is folded has nothing left that would tame a large step.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from dlas.compress.checkpoint import Checkpoint, next_checkpoint
 from dlas.core.errors import DataError, DlasError, OptionError
+from dlas.core.provenance import made_with
 from dlas.data.dataset import Dataset
 from dlas.graph.model import Model, Step, step_versions
 
@@ -90,6 +95,7 @@ def fine_tune(
     loss: LossHook | None = None,
     threads: int = 2,
     progress: Progress | None = None,
+    checkpoint: Path | None = None,
 ) -> Model:
     """Train the weights of a Model on labelled rows, starting from what they are.
 
@@ -108,6 +114,7 @@ def fine_tune(
         loss: Loss in place of the cross-entropy.
         threads: Threads of torch.
         progress: Told how far it is.
+        checkpoint: File to go on from after a kill; see :func:`train`.
 
     Returns:
         The same graph with other weights, and one more line of history.
@@ -129,7 +136,14 @@ def fine_tune(
     augment = augment if images else "none"
     schedule = Schedule(epochs, lr, batch_size, seed, momentum, weight_decay, augment, clip_norm, threads)
     losses = train(
-        module, inputs, labels, schedule, masks=_by_tensor(module, masks), loss=loss, progress=progress
+        module,
+        inputs,
+        labels,
+        schedule,
+        masks=_by_tensor(module, masks),
+        loss=loss,
+        progress=progress,
+        checkpoint=checkpoint,
     )
     step = Step(
         "fine-tune",
@@ -149,6 +163,7 @@ def train(
     masks: Mapping[torch.Tensor, np.ndarray] | None = None,
     loss: LossHook | None = None,
     progress: Progress | None = None,
+    checkpoint: Path | None = None,
 ) -> list[float]:
     """Train a module in place; it is in eval mode afterwards.
 
@@ -158,8 +173,12 @@ def train(
         labels: ``(N,) int64`` class indices.
         schedule: How to train.
         masks: Parameter to an array of its shape; zeros are kept at zero.
-        loss: Loss in place of the cross-entropy.
-        progress: Told how far it is.
+        loss: Loss in place of the cross-entropy; to be resumed it must depend on nothing that training changes but
+            the weights.
+        progress: Told how far it is, and where it was resumed.
+        checkpoint: File to save the state in now and then, and to go on from after a kill: with the same number of
+            threads the weights are those of a run that was never stopped. The caller removes it once the result is
+            safe. Default: what :func:`~dlas.compress.checkpoint.checkpoints_in` provides.
 
     Returns:
         Mean loss of each epoch.
@@ -167,58 +186,156 @@ def train(
     Raises:
         DlasError: The loss became NaN or infinite; the weights are then of no use.
     """
-    import torch
-
     if len(inputs) != len(labels):
         raise DataError(f"{len(inputs)} inputs but {len(labels)} labels")
-    kept = [(p, torch.from_numpy(np.asarray(m) != 0)) for p, m in (masks or {}).items()]
+    place = checkpoint or next_checkpoint()
+    with _repeatable(schedule.threads, schedule.seed):
+        run = _Run(module, inputs, labels, schedule, masks or {}, loss)
+        saved = Checkpoint(place, run.identity()) if place is not None else None
+        module.train()
+        try:
+            return run.to_the_end(saved, progress or (lambda fraction, text: None))
+        finally:
+            module.eval()
+
+
+class _Run:
+    """One training and where it is: what is saved and what is not."""
+
+    def __init__(
+        self,
+        module: nn.Module,
+        inputs: np.ndarray,
+        labels: np.ndarray,
+        schedule: Schedule,
+        masks: Mapping[torch.Tensor, np.ndarray],
+        loss: LossHook | None,
+    ) -> None:
+        import torch
+
+        self.module, self.inputs, self.labels, self.schedule = module, inputs, labels, schedule
+        self.kept = [(p, torch.from_numpy(np.asarray(m) != 0)) for p, m in masks.items()]
+        self.loss = loss or _cross_entropy
+        self.optimizer = _optimizer(module, schedule)
+        self.steps = schedule.epochs * math.ceil(len(inputs) / schedule.batch_size)
+        self.random = np.random.default_rng(schedule.seed)
+        self.order = np.zeros(0, np.int64)  # of the rows in this epoch
+        self.done = 0
+        self.total = 0.0  # loss over the rows of this epoch so far
+        self.means: list[float] = []
+
+    def to_the_end(self, saved: Checkpoint | None, progress: Progress) -> list[float]:
+        """Do what is left to do; mean loss of each epoch."""
+        state = saved.read() if saved is not None else None
+        if state is not None:
+            self.restore(state)
+            progress(self.done / self.steps, f"resumed at step {self.done} of {self.steps}")
+        else:
+            _apply(self.kept)
+        while self.done < self.steps:
+            self.advance()
+            progress(self.done / self.steps, f"epoch {self.epoch} of {self.schedule.epochs}")
+            # The last one says that there is nothing left to do, where a step trains several times.
+            if saved is not None and (saved.due or (saved.written and self.done == self.steps)):
+                saved.write(self.state())
+        return self.means
+
+    @property
+    def epoch(self) -> int:
+        """Epoch of the last step, from 1."""
+        return -(-self.done * self.schedule.epochs // self.steps)
+
+    def advance(self) -> None:
+        """One step: a batch forward and back."""
+        import torch
+
+        schedule = self.schedule
+        start = self.done % (self.steps // schedule.epochs) * schedule.batch_size
+        if start == 0:
+            self.order, self.total = self.random.permutation(len(self.inputs)), 0.0
+        rows = self.order[start : start + schedule.batch_size]
+        for group in self.optimizer.param_groups:
+            group["lr"] = schedule.lr * _factor(self.done, self.steps)
+        x = torch.from_numpy(_augmented(self.random, self.inputs[rows], schedule.augment))
+        y = torch.from_numpy(self.labels[rows])
+        answer = self.module(x)
+        value = self.loss(answer[0] if isinstance(answer, tuple) else answer, y, x)
+        self.done += 1
+        if not math.isfinite(value.item()):
+            raise DlasError(
+                f"training diverged in epoch {self.epoch}: the loss is {value.item()}",
+                f"use a smaller learning rate than {schedule.lr:g}",
+            )
+        self.optimizer.zero_grad()
+        value.backward()
+        torch.nn.utils.clip_grad_norm_(self.module.parameters(), schedule.clip_norm)
+        self.optimizer.step()
+        _apply(self.kept)
+        self.total += value.item() * len(rows)
+        if start + len(rows) == len(self.inputs):
+            self.means.append(self.total / len(self.inputs))
+
+    def identity(self) -> str:
+        """Hash of everything the result depends on, apart from what a loss of the caller looks at."""
+        digest = hashlib.sha256()
+        loss = getattr(self.loss, "__qualname__", type(self.loss).__name__)
+        facts = [asdict(self.schedule), loss, made_with()]
+        digest.update(json.dumps(facts, sort_keys=True).encode())
+        tensors = {**self.tensors(), **{f"mask {i}": mask for i, (_, mask) in enumerate(self.kept)}}
+        arrays = {name: t.detach().numpy() for name, t in tensors.items()}
+        for name, array in {**arrays, "inputs": self.inputs, "labels": self.labels}.items():
+            digest.update(f"{name} {array.dtype} {array.shape}".encode())
+            digest.update(np.ascontiguousarray(array).data)
+        return digest.hexdigest()
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """Everything the module holds, whether it is learned or counted."""
+        return {**dict(self.module.named_parameters()), **dict(self.module.named_buffers())}
+
+    def state(self) -> dict[str, Any]:
+        """All that :meth:`restore` needs to go on with the same numbers."""
+        import torch
+
+        return {
+            "tensors": {name: tensor.detach() for name, tensor in self.tensors().items()},
+            "optimizer": self.optimizer.state_dict(),
+            "torch random": torch.get_rng_state(),
+            "random": json.dumps(self.random.bit_generator.state),
+            "order": torch.from_numpy(self.order),
+            "done": self.done,
+            "total": self.total,
+            "means": list(self.means),
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go to where :meth:`state` was taken; it belongs to the same training, which its identity ensures."""
+        import torch
+
+        with torch.no_grad():
+            for name, tensor in self.tensors().items():
+                tensor.copy_(state["tensors"][name])
+        self.optimizer.load_state_dict(state["optimizer"])
+        torch.set_rng_state(state["torch random"])
+        self.random.bit_generator.state = json.loads(state["random"])
+        self.order = state["order"].numpy()
+        self.done, self.total, self.means = state["done"], state["total"], list(state["means"])
+
+
+def _optimizer(module: nn.Module, schedule: Schedule) -> torch.optim.SGD:
+    import torch
+
     decayed = [p for p in module.parameters() if p.dim() > 1]
     plain = [p for p in module.parameters() if p.dim() <= 1]
     if not decayed and not plain:
         raise DlasError(
             "the network has no weights to train", "quantised weights are fixed: train before quantising"
         )
-    optimizer = torch.optim.SGD(
+    return torch.optim.SGD(
         [{"params": decayed, "weight_decay": schedule.weight_decay}, {"params": plain, "weight_decay": 0.0}],
         lr=schedule.lr,
         momentum=schedule.momentum,
         nesterov=schedule.momentum > 0,
     )
-    descend = loss or _cross_entropy
-    steps = schedule.epochs * math.ceil(len(inputs) / schedule.batch_size)
-    random = np.random.default_rng(schedule.seed)
-    means, done = [], 0
-    with _repeatable(schedule.threads, schedule.seed):
-        module.train()
-        _apply(kept)
-        try:
-            for epoch in range(schedule.epochs):
-                total = 0.0
-                for rows in _batches(random, len(inputs), schedule.batch_size):
-                    for group in optimizer.param_groups:
-                        group["lr"] = schedule.lr * _factor(done, steps)
-                    x = torch.from_numpy(_augmented(random, inputs[rows], schedule.augment))
-                    y = torch.from_numpy(labels[rows])
-                    answer = module(x)
-                    value = descend(answer[0] if isinstance(answer, tuple) else answer, y, x)
-                    if not math.isfinite(value.item()):
-                        raise DlasError(
-                            f"training diverged in epoch {epoch + 1}: the loss is {value.item()}",
-                            f"use a smaller learning rate than {schedule.lr:g}",
-                        )
-                    optimizer.zero_grad()
-                    value.backward()
-                    torch.nn.utils.clip_grad_norm_(module.parameters(), schedule.clip_norm)
-                    optimizer.step()
-                    _apply(kept)
-                    total += value.item() * len(rows)
-                    done += 1
-                    if progress is not None:
-                        progress(done / steps, f"epoch {epoch + 1} of {schedule.epochs}")
-                means.append(total / len(inputs))
-        finally:
-            module.eval()
-    return means
 
 
 def _labels(data: Dataset) -> np.ndarray:
@@ -263,12 +380,6 @@ def _factor(step: int, steps: int) -> float:
     if step < rise:
         return (step + 1) / rise
     return 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1, steps - rise)))
-
-
-def _batches(random: np.random.Generator, rows: int, size: int) -> Iterator[np.ndarray]:
-    order = random.permutation(rows)
-    for start in range(0, rows, size):
-        yield order[start : start + size]
 
 
 def _augmented(random: np.random.Generator, batch: np.ndarray, how: str) -> np.ndarray:

@@ -9,10 +9,8 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import importlib.metadata
-import importlib.util
 import json
-import platform
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,14 +18,14 @@ from typing import Any
 
 import numpy as np
 
-import dlas
 from dlas.compress.method import methods
 from dlas.core.cache import Cache, key_of
-from dlas.core.environment import relevant_flags, versions
 from dlas.core.errors import DlasError
 from dlas.core.lazy import distribution_version
 from dlas.core.options import Choice, build_options, options_dict
 from dlas.core.paths import resolve
+from dlas.core.provenance import made_with
+from dlas.core.provenance import plugin_hashes as plugin_hashes
 from dlas.data.dataset import loaders
 from dlas.data.find import locate
 from dlas.explore.executor import Executor
@@ -64,12 +62,7 @@ class Workbench:
         self.progress = progress
         self.notes: list[str] = []
         self._hashes: dict[Path, str] = {}  # of this run only: the user may change a file before the next one
-        self._versions = {
-            **versions(),
-            "code": code_hash(),
-            "plug-ins": dict(plugin_hashes()),
-            "processor": [platform.machine(), *relevant_flags()],
-        }
+        self._versions = made_with()
 
     def make(self, what: str, step: str, inputs: Any, *args: Any) -> Product:
         """Run ``steps.<step>`` into the folder of its key, unless it is there; ``what`` is for the progress bar."""
@@ -188,7 +181,7 @@ class Workbench:
     @functools.cached_property
     def check_rows(self) -> np.ndarray:
         """The rows each compiled network is checked on, ``(n, ...)``."""
-        return np.load(self.rows.folder / "x.npy", mmap_mode="r")[: self.spec.data.check_rows]
+        return first_rows(self.rows.folder / "x.npy", self.spec.data.check_rows)
 
     @functools.cached_property
     def labels(self) -> np.ndarray | None:
@@ -279,37 +272,15 @@ class _Folder:
 FOLDER = _Folder()
 
 
-@functools.cache
-def code_hash() -> str:
-    """Hash of dlas's own sources below ``explore``: a change of the code makes new keys."""
-    digest = hashlib.sha256(dlas.__version__.encode())
-    root = Path(dlas.__file__).parent
-    for layer in ("core", "graph", "data", "models", "kernels", "compress", "hardware", "runtime", "verify"):
-        for path in sorted((root / layer).rglob("*.py")):
-            digest.update(path.read_bytes())
-    digest.update((root / "explore" / "steps.py").read_bytes())
-    return digest.hexdigest()[:16]
-
-
-@functools.cache
-def plugin_hashes() -> Mapping[str, str]:
-    """Hash of the sources of every top-level package that adds members to a family, by package."""
-    points = [
-        point
-        for distribution in importlib.metadata.distributions()
-        for point in distribution.entry_points
-        if point.group.startswith("dlas.")
-    ]
-    found = {}
-    for package in sorted({p.module.partition(".")[0] for p in points}):
-        spec = importlib.util.find_spec(package)
-        places = [Path(p) for p in (spec.submodule_search_locations or [spec.origin or ""])] if spec else []
-        digest = hashlib.sha256()
-        for place in places:
-            for path in sorted(place.rglob("*.py")) if place.is_dir() else [place]:
-                digest.update(path.read_bytes() if path.is_file() else b"")
-        found[package] = digest.hexdigest()[:16]
-    return found
+def first_rows(path: Path, count: int) -> np.ndarray:
+    """The first rows of a ``.npy`` file, read and not mapped: a mapped file that shrinks kills its reader."""
+    with path.open("rb") as file:
+        np.lib.format.read_magic(file)
+        shape, by_column, dtype = np.lib.format.read_array_header_1_0(file)
+        rows = min(count, shape[0])
+        if by_column:
+            return np.load(path)[:rows]
+        return np.fromfile(file, dtype, rows * math.prod(shape[1:])).reshape(rows, *shape[1:])
 
 
 def file_hash(path: Path) -> str:

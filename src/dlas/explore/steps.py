@@ -15,6 +15,8 @@ from typing import Any
 
 import numpy as np
 
+from dlas.compress.checkpoint import checkpoints_in
+from dlas.core.cache import kept_folder
 from dlas.core.errors import DataError
 from dlas.data.dataset import Dataset
 from dlas.graph.model import Model
@@ -76,7 +78,8 @@ def compress_network(
 
     member = methods.get(method)(**options)
     rows = open_rows(data) if data else None
-    model = member.apply(read_network(network), rows)
+    with checkpoints_in(kept_folder(Path(folder))):
+        model = member.apply(read_network(network), rows)
     facts = write_network(model, folder)
     facts["notes"] = [note for step in model.history for note in step.notes]
     changes = diff(read_network(original), model)
