@@ -1,0 +1,244 @@
+"""TensorFlow opens what was found harmless, and traces it into one function from input tensors to output tensors.
+
+Keras 3 is tried first, then tf_keras, which still reads what Keras 2 wrote. Everything TensorFlow is imported here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dlas.core.errors import ModelError, OptionError, UnsupportedError
+from dlas.core.lazy import distribution_version, installed, optional_import
+
+_LIBRARIES = {"keras": "keras", "tf_keras": "tf-keras"}  # module and distribution, in the order they are tried
+_RECURRENT = ("GRU", "LSTM", "SimpleRNN", "RNN", "ConvLSTM1D", "ConvLSTM2D", "ConvLSTM3D")
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A network that TensorFlow holds.
+
+    Attributes:
+        function: Takes one tensor per input, returns a list with one per output.
+        inputs: TensorSpec of each input, named.
+        outputs: Name of each output.
+        layers: Names of the layers of the network itself, empty for a SavedModel.
+        loader: Library and version that opened it.
+        notes: What else there is to say about it, such as why another library could not.
+        model: The Keras model, None for a SavedModel.
+    """
+
+    function: Callable[..., Any]
+    inputs: tuple[Any, ...]
+    outputs: tuple[str, ...]
+    layers: tuple[str, ...]
+    loader: str
+    notes: tuple[str, ...] = ()
+    model: Any = None
+
+
+def tensorflow() -> Any:
+    """TensorFlow, quiet and on the processor only.
+
+    Raises:
+        MissingDependencyError: It is not installed.
+    """
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    # Kernels of oneDNN round differently from one machine to the next.
+    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
+    os.environ.setdefault("KERAS_BACKEND", "tensorflow")
+    tf = optional_import("tensorflow", extra="keras", needed_for="reading a Keras file or a SavedModel")
+    tf.get_logger().setLevel("ERROR")
+    with contextlib.suppress(RuntimeError):  # it was used already, and then keeps the devices it has
+        tf.config.set_visible_devices([], "GPU")
+    return tf
+
+
+def open_keras(path: Path) -> Opened:
+    """Open a Keras file that has been checked.
+
+    Raises:
+        ModelError: No installed library can read it; says why, for each.
+        UnsupportedError: The network does not say what goes into it.
+    """
+    tf = tensorflow()
+    reasons: list[str] = []
+    for module, distribution in _LIBRARIES.items():
+        if not installed(module):
+            reasons.append(f"{distribution} is not installed")
+            continue
+        loader = f"{distribution} {distribution_version(distribution)}"
+        library = optional_import(module, extra="keras", needed_for="reading a Keras file")
+        if module == "keras" and library.backend.backend() != "tensorflow":
+            reasons.append(f"{loader} is set to the back end {library.backend.backend()}")
+            continue
+        try:
+            model = library.models.load_model(str(path), compile=False, safe_mode=True)
+        except Exception as error:  # whatever a library trips over, the next one may read it
+            reasons.append(f"{loader} cannot read it: {_line(error)}")
+            continue
+        return _opened(tf, library, model, loader, tuple(reasons), path.name)
+    raise ModelError(f"{path.name}: {'; '.join(reasons)}", "check that it is a complete Keras model")
+
+
+def open_saved_model(folder: Path, signatures: Sequence[str], wanted: str) -> Opened:
+    """Open a SavedModel that has been checked.
+
+    Args:
+        folder: The SavedModel.
+        signatures: Names it offers.
+        wanted: Name to take; empty for ``serving_default``, or the only one.
+
+    Raises:
+        OptionError: It has no signature of that name.
+        UnsupportedError: It has none, or several and none is the default.
+        ModelError: TensorFlow cannot load it.
+    """
+    name = _signature(folder.name, signatures, wanted)
+    tf = tensorflow()
+    try:
+        program = tf.saved_model.load(str(folder))
+        called = program.signatures[name]
+        keywords = called.structured_input_signature[1]
+        outputs = tuple(called.structured_outputs)
+    except Exception as error:  # any fault inside TensorFlow means that the folder is damaged
+        raise ModelError(f"{folder.name} cannot be loaded: {_line(error)}", "export it again") from error
+    names = tuple(sorted(keywords))
+    specs = tuple(tf.TensorSpec(keywords[n].shape, keywords[n].dtype, name=n) for n in names)
+
+    def run(*tensors: Any, held: Any = program) -> list[Any]:  # the program owns the variables
+        answer = called(**dict(zip(names, tensors, strict=True)))
+        return [answer[o] for o in outputs]
+
+    loader = f"tensorflow {tf.__version__}"
+    return Opened(run, specs, outputs, (), loader, (f"signature {name!r} of the SavedModel",))
+
+
+def unroll(opened: Opened) -> bool:
+    """Let recurrent layers of a fixed number of steps be written out step by step; whether there are any."""
+    found = False
+    for layer in _all_layers(opened.model):
+        if type(layer).__name__ in _RECURRENT and not layer.unroll:
+            layer.unroll = found = True
+    return found
+
+
+@contextlib.contextmanager
+def kept_apart(tf: Any) -> Iterator[None]:
+    """While this lasts, batch norms are traced as one operator and layers keep their names.
+
+    Keras 3, and tf_keras for inputs that are no pictures, spell a batch norm out as a product and a sum, which
+    constant folding then merges into the weights of the layer before it.
+    """
+    from keras.src import backend
+    from keras.src.backend.common.name_scope import current_path
+
+    places = [tf.nn, tf.compat.v2.nn]
+    spelled, scope = tf.nn.batch_normalization, backend.name_scope
+
+    def whole(x: Any, mean: Any, variance: Any, offset: Any, scale: Any, variance_epsilon: Any, name: Any = None):  # noqa: ANN202
+        channels = x.shape[-1]
+        over_last = bool(mean.shape) and mean.shape[-1] == mean.shape.num_elements() == channels
+        if not 2 <= len(x.shape) <= 4 or not over_last or x.dtype != tf.float32:
+            return spelled(x, mean, variance, offset, scale, variance_epsilon, name)
+        mean, variance, offset, scale = (
+            v if v is None else tf.reshape(v, (channels,)) for v in (mean, variance, offset, scale)
+        )
+        ones = [axis + 1 for axis in range(4 - len(x.shape))]
+        for axis in ones:
+            x = tf.expand_dims(x, axis)
+        x = tf.compat.v1.nn.fused_batch_norm(
+            x,
+            tf.ones_like(mean) if scale is None else scale,
+            tf.zeros_like(mean) if offset is None else offset,
+            mean,
+            variance,
+            variance_epsilon,
+            is_training=False,
+        )[0]
+        return tf.squeeze(x, ones) if ones else x
+
+    class Scope(scope):  # type: ignore[valid-type, misc]
+        """A scope that TensorFlow does not number, however often it is entered."""
+
+        def __enter__(self) -> Any:
+            path = "/".join(filter(None, (current_path(), self.name)))
+            self._tf_name_scope = tf.name_scope(path + "/")
+            return super().__enter__()
+
+    try:
+        for place in places:
+            place.batch_normalization = whole
+        backend.name_scope = Scope
+        yield
+    finally:
+        for place in places:
+            place.batch_normalization = spelled
+        backend.name_scope = scope
+
+
+def _opened(tf: Any, library: Any, model: Any, loader: str, notes: tuple[str, ...], file: str) -> Opened:
+    tensors = getattr(model, "inputs", None)
+    if not tensors:
+        raise UnsupportedError(f"{file} does not say the shape of its inputs", "build the network, then save it")
+    names = _distinct([t.name.split(":")[0] for t in tensors])
+    specs = tuple(tf.TensorSpec(t.shape, t.dtype, name=n) for t, n in zip(tensors, names, strict=True))
+    named = [str(n) for n in getattr(model, "output_names", None) or ()]
+    produced = tf.nest.flatten(model.outputs)
+    outputs = _distinct(named if len(named) == len(produced) else [f"output_{i}" for i in range(len(produced))])
+    structure = getattr(model, "_inputs_struct", None)
+    if structure is None:
+        structure = getattr(model, "_nested_inputs", list(tensors))
+
+    def run(*given: Any) -> list[Any]:
+        packed = tf.nest.pack_sequence_as(structure, given) if isinstance(structure, list | tuple | dict) else given[0]
+        return tf.nest.flatten(model(packed, training=False))
+
+    layers = tuple(layer.name for layer in _all_layers(model))
+    return Opened(run, specs, tuple(outputs), layers, loader, notes, model)
+
+
+def _all_layers(model: Any) -> Iterator[Any]:
+    if model is not None:
+        flatten = getattr(model, "_flatten_layers", None)
+        for layer in flatten(recursive=True, include_self=False) if flatten else model.layers:
+            yield layer
+
+
+def _signature(name: str, signatures: Sequence[str], wanted: str) -> str:
+    known = ", ".join(sorted(signatures)) or "none"
+    if wanted:
+        if wanted not in signatures:
+            raise OptionError("keras: signature", wanted, f"one of {known}")
+        return wanted
+    if "serving_default" in signatures:
+        return "serving_default"
+    if len(signatures) != 1:
+        raise UnsupportedError(
+            f"{name} has {len(signatures)} signatures ({known}) and none is serving_default", "name one: signature=..."
+        )
+    return signatures[0]
+
+
+def _distinct(names: list[str]) -> list[str]:
+    found: list[str] = []
+    for name in names:
+        unique, count = name, 1
+        while unique in found:
+            count += 1
+            unique = f"{name}_{count}"
+        found.append(unique)
+    return found
+
+
+def _line(error: BaseException) -> str:
+    """The first line of an exception that says something."""
+    for line in str(error).splitlines():
+        if line.strip():
+            return line.strip()[:200]
+    return type(error).__name__
