@@ -47,18 +47,27 @@ class Built:
 
 
 def read_state(path: Path) -> dict[str, torch.Tensor]:
-    """Tensors of a checkpoint by name, without the prefixes that wrappers add.
+    """Tensors of a checkpoint by name, ready for :func:`assemble`.
+
+    Raises:
+        ModelError: Truncated, damaged, holding Python code, or without finite tensors.
+    """
+    return tidied_state(path.name, read_tensors(path)[0])
+
+
+def read_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """Tensors of a checkpoint by their names in the file, and the plain values beside them.
 
     Raises:
         ModelError: Truncated, damaged, holding Python code, or without tensors.
     """
-    content = read_weights(path)
+    import torch
+
+    whole = content = read_weights(path)
     for place in _PLACES:
         if isinstance(content, Mapping) and isinstance(content.get(place), Mapping):
             content = content[place]
             break
-    import torch
-
     tensors = (
         {str(k): v for k, v in content.items() if isinstance(v, torch.Tensor)}
         if isinstance(content, Mapping)
@@ -69,15 +78,26 @@ def read_state(path: Path) -> dict[str, torch.Tensor]:
             f"{path.name} holds no weights: its content is {_describe(content)}",
             "save model.state_dict()",
         )
+    plain = {str(k): v for k, v in whole.items() if isinstance(v, str | int | float)}
+    return tensors, plain
+
+
+def tidied_state(file: str, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """``tensors`` without the prefixes that wrappers add to their names.
+
+    Raises:
+        ModelError: One holds NaN or infinity.
+    """
+    import torch
+
+    state = dict(tensors)
     for prefix in _PREFIXES:
-        if all(name.startswith(prefix) for name in tensors):
-            tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
-    for name, tensor in tensors.items():
+        if all(name.startswith(prefix) for name in state):
+            state = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
+    for name, tensor in state.items():
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-            raise ModelError(
-                f"{path.name}: weight {name!r} holds NaN or infinity", "train or download it again"
-            )
-    return tensors
+            raise ModelError(f"{file}: weight {name!r} holds NaN or infinity", "train or download it again")
+    return state
 
 
 def read_weights(path: Path) -> Any:
@@ -188,7 +208,8 @@ def _recognise(file: str, state: State) -> Any:
     )
     raise ModelError(
         f"{file}: its {len(shapes)} tensors fit no known architecture; closest: {told or 'none'}",
-        "give architecture=package.module:function and shape=3x32x32 for a network of your own",
+        "give architecture=package.module:function and shape=3x32x32 for a network of your own; "
+        "`dlas info` lists the tensors",
     )
 
 

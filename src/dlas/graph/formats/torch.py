@@ -9,10 +9,11 @@ from __future__ import annotations
 import hashlib
 import math
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dlas.core.errors import ModelError, OptionError
 from dlas.core.options import option
@@ -20,8 +21,12 @@ from dlas.core.registry import Registry
 from dlas.graph.format import Format, formats
 from dlas.graph.model import Model
 from dlas.graph.torch_export import from_module
+from dlas.graph.weights import WeightFile, WeightTensor
 
-__all__ = ["Torch", "architectures", "from_module"]
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["Torch", "architectures", "from_module", "rebuilt"]
 
 # The members live one layer up; a registry finds them by name, so nothing is imported upwards.
 architectures: Registry[type[Any]] = Registry("architecture", "dlas.models.architectures")
@@ -70,27 +75,61 @@ class Torch(Format):
 
             module, examples, dynamic = read_program(path)
             return from_module(module, examples, path.stem, source=source, fixed_batch=not dynamic)
-        from dlas.graph.formats._torch_checkpoint import assemble, read_state
-        from dlas.graph.formats._torch_skeleton import remembered
+        from dlas.graph.formats._torch_checkpoint import read_state
 
-        state = read_state(path)
-        built = assemble(path.name, state, self.options.architecture, self._shape())
-        build = partial(
-            from_module,
-            built.module,
-            built.example,
-            path.stem,
-            built.preprocessing,
-            source={**source, "architecture": built.architecture},
-            options={"architecture": built.architecture},
-        )
-        try:
-            return build(exporter=remembered(built.architecture))
-        except ModelError:  # were it the remembered graph that is wrong, the network itself would be right
-            return build()
+        return rebuilt(path.stem, read_state(path), source, self.options)
 
-    def _shape(self) -> tuple[int, ...]:
-        parts = [p for p in re.split(r"[x,]", self.options.shape) if p]
-        if not all(p.isdecimal() and int(p) > 0 for p in parts) or math.prod(map(int, parts)) > LARGEST_INPUT:
-            raise OptionError("torch: shape", self.options.shape, "positive sizes such as 3x32x32")
-        return tuple(map(int, parts))
+    @classmethod
+    def weights(cls, path: Path) -> WeightFile | None:
+        """Tensors of a checkpoint and the plain values stored beside them; None for an exported program."""
+        if path.suffix.lower() == ".pt2":
+            return None
+        from dlas.graph.formats._torch_checkpoint import read_tensors
+
+        tensors, plain = read_tensors(path)
+        listed = [
+            WeightTensor(
+                name, tuple(t.shape), str(t.dtype).removeprefix("torch."), t.numel() * t.element_size()
+            )
+            for name, t in tensors.items()
+        ]
+        return WeightFile("torch", tuple(listed), plain)
+
+
+def rebuilt(name: str, state: Mapping[str, torch.Tensor], source: Mapping[str, str], options: Any) -> Model:
+    """The network of a known architecture with the weights of ``state``, exported and checked.
+
+    Args:
+        name: Name of the file without its ending.
+        state: Tensors by name, as :func:`_torch_checkpoint.tidied_state` leaves them.
+        source: Entries for :attr:`Model.source`; ``format`` and ``path`` must be among them.
+        options: :class:`Torch.Options`: what the user said about the network.
+
+    Raises:
+        ModelError: No architecture fits, or the one named does not.
+        UnsupportedError: PyTorch cannot export the network.
+    """
+    from dlas.graph.formats._torch_checkpoint import assemble
+    from dlas.graph.formats._torch_skeleton import remembered
+
+    built = assemble(source["path"], state, options.architecture, _sample_shape(options.shape))
+    build = partial(
+        from_module,
+        built.module,
+        built.example,
+        name,
+        built.preprocessing,
+        source={**source, "architecture": built.architecture},
+        options={"format": source["format"], "architecture": built.architecture},
+    )
+    try:
+        return build(exporter=remembered(built.architecture))
+    except ModelError:  # were it the remembered graph that is wrong, the network itself would be right
+        return build()
+
+
+def _sample_shape(text: str) -> tuple[int, ...]:
+    parts = [p for p in re.split(r"[x,]", text) if p]
+    if not all(p.isdecimal() and int(p) > 0 for p in parts) or math.prod(map(int, parts)) > LARGEST_INPUT:
+        raise OptionError("torch: shape", text, "positive sizes such as 3x32x32")
+    return tuple(map(int, parts))
