@@ -45,8 +45,8 @@ def parser(description: str | None) -> argparse.ArgumentParser:
     return made
 
 
-def finish(title: str, rows: list[Row], target: Path | None) -> int:
-    """Print the table, write the JSON, and give the exit code: 1 if a target is missed."""
+def finish(title: str, rows: list[Row], target: Path | None, details: object = None) -> int:
+    """Print the table, write the JSON (with ``details``, if any), and give the exit code: 1 if a target is missed."""
     from dlas.core.environment import fingerprint
     from dlas.core.files import write_atomic
 
@@ -70,6 +70,8 @@ def finish(title: str, rows: list[Row], target: Path | None) -> int:
         print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
     if target is not None:
         content = {"title": title, "rows": [asdict(r) for r in rows], "environment": fingerprint()}
+        if details is not None:
+            content["details"] = details
         write_atomic(target, json.dumps(content, indent=1) + "\n")
     return 0 if all(r.holds for r in rows) else 1
 
@@ -86,6 +88,15 @@ def median_interval(samples: list[float], seed: int = 0) -> tuple[float, float, 
 def ratio_interval(a: list[float], b: list[float], seed: int = 0) -> tuple[float, float, float]:
     """Median of the ratios of samples taken in pairs, with its 95 % bootstrap interval."""
     return median_interval([x / y for x, y in zip(a, b, strict=True)], seed)
+
+
+def paired_interval(first: np.ndarray, second: np.ndarray) -> tuple[float, float]:
+    """95 % bootstrap interval of the difference of two accuracies on the same rows."""
+    change = first.astype(int) - second.astype(int)
+    rng = np.random.default_rng(0)
+    means = [change[rng.integers(0, len(change), len(change))].mean() for _ in range(2000)]
+    low, high = np.quantile(means, (0.025, 0.975))
+    return float(low), float(high)
 
 
 def progress(text: str) -> None:

@@ -13,7 +13,7 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
-from _common import Row, finish, parser, progress
+from _common import Row, finish, paired_interval, parser, progress
 
 LOSS, AGREEMENT = 0.010, 0.97
 CALIBRATION_ROWS = 512
@@ -103,15 +103,6 @@ def main() -> int:
             Row(f"{name}: same label", f"{same} of {len(x)}", "own float32", *agreed),
         ]
     return finish("ResNet-20 in int8 on CIFAR-10 (JPEG rows)", rows, given.json)
-
-
-def paired_interval(first: np.ndarray, second: np.ndarray) -> tuple[float, float]:
-    """95 % bootstrap interval of the difference of two accuracies on the same rows."""
-    change = first.astype(int) - second.astype(int)
-    rng = np.random.default_rng(0)
-    means = [change[rng.integers(0, len(change), len(change))].mean() for _ in range(2000)]
-    low, high = np.quantile(means, (0.025, 0.975))
-    return float(low), float(high)
 
 
 if __name__ == "__main__":
