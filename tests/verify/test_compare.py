@@ -74,11 +74,58 @@ def test_the_clipped_share_is_counted(tmp_path: Path) -> None:
     assert clipped_share(x, load_model(_float(tmp_path / "a.onnx")))[0] == 0
 
 
-def test_outputs_that_are_not_compared_are_named(tmp_path: Path, rows: Path) -> None:
-    nodes = [helper.make_node("MatMul", ["x", "w"], ["y"]), helper.make_node("Relu", ["y"], ["z"])]
-    two, told = _save(tmp_path / "two.onnx", nodes, TensorProto.FLOAT, ["y", "z"]), []
-    dlas.compare(two, two, data=rows, tell=told.append)
-    assert "only the first of 2 outputs is compared: y" in told
+def _two(path: Path, second: str) -> Path:
+    nodes = [helper.make_node("MatMul", ["x", "w"], ["y"]), helper.make_node(second, ["y"], ["z"])]
+    return _save(path, nodes, TensorProto.FLOAT, ["y", "z"])
+
+
+def test_every_output_is_compared(tmp_path: Path, rows: Path) -> None:
+    two = _two(tmp_path / "two.onnx", "Relu")
+    same = dlas.compare(two, two, data=rows)
+    assert same.right
+    assert list(same.paths[0].others) == ["z"]
+    other = dlas.compare(two, _two(tmp_path / "other.onnx", "Neg"), data=rows).paths[0]
+    assert str(other.comparison.verdict) == "equal"  # type: ignore[union-attr]
+    assert not other.verdict.right
+    assert other.reason.startswith("output 'z': ")
+
+
+def test_a_missing_output_is_wrong(tmp_path: Path, rows: Path) -> None:
+    report = dlas.compare(_two(tmp_path / "two.onnx", "Relu"), _float(tmp_path / "a.onnx"), data=rows)
+    assert not report.right
+    assert report.paths[0].reason == "output 'z': it is missing"
+
+
+@pytest.mark.parametrize("operator", ["Sub", "Add"])
+def test_networks_with_several_inputs_are_fed_by_name(tmp_path: Path, operator: str) -> None:
+    def save(name: str, given: list[str], operator: str) -> Path:
+        info = [helper.make_tensor_value_info(n, TensorProto.FLOAT, ["N", SIZE]) for n in given]
+        out = [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["N", SIZE])]
+        graph = helper.make_graph([helper.make_node(operator, ["a", "b"], ["y"])], "net", info, out)
+        onnx.save(
+            helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10),
+            tmp_path / name,
+        )
+        return tmp_path / name
+
+    source = save("a.onnx", ["a", "b"], "Sub")
+    report = dlas.compare(source, save("b.onnx", ["b", "a"], operator))
+    assert report.right == (operator == "Sub")
+
+
+def test_outputs_that_name_no_class_can_be_wrong(tmp_path: Path) -> None:
+    def save(name: str, kind: str) -> Path:
+        info = [helper.make_tensor_value_info(n, TensorProto.FLOAT, ["N", 3, 4, 4]) for n in "xy"]
+        graph = helper.make_graph([helper.make_node(kind, ["x"], ["y"])], "net", info[:1], info[1:])
+        onnx.save(
+            helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10),
+            tmp_path / name,
+        )
+        return tmp_path / name
+
+    report = dlas.compare(save("a.onnx", "Relu"), save("b.onnx", "Abs"))
+    assert [str(p.verdict) for p in report.paths] == ["score-diff"]
+    assert not report.right
 
 
 def test_another_shape_shows_no_differences(
@@ -108,7 +155,9 @@ def test_layers_of_a_quantised_network_are_compared_in_real_values(tmp_path: Pat
     target = load_model(_save(path, nodes, TensorProto.FLOAT, ["out"], 0.1, -20))
     x = np.random.default_rng(2).uniform(-1, 1, (4, SIZE)).astype(np.float32)
     (row,) = (
-        r for r in compare_layers(load_model(_float(tmp_path / "a.onnx")), target, x) if r["tensor"] == "y"
+        r
+        for r in compare_layers(load_model(_float(tmp_path / "a.onnx")), target, {"x": x})
+        if r["tensor"] == "y"
     )
     assert row["max_abs"] <= 0.0501  # half a step
     assert row["sqnr_db"] > 20

@@ -87,13 +87,74 @@ class Reference:
         self.close()
 
 
-def predict(
-    model: Model, x: np.ndarray, *, batch_size: int = 100, threads: int = 2, level: str = "all"
-) -> np.ndarray:
-    """First output of a network with one input, for every row of ``x``.
+def answers(
+    model: Model,
+    inputs: Mapping[str, np.ndarray],
+    *,
+    batch_size: int = 100,
+    threads: int = 2,
+    level: str = "all",
+    outputs: Sequence[str] | None = None,
+) -> dict[str, np.ndarray]:
+    """Outputs of a network for every row of its inputs.
 
     Args:
         model: The network; one with a fixed batch is run that many rows at a time, the last ones padded.
+        inputs: ``(N, ...)`` per input, in its dtype, all with the same N.
+        batch_size: Rows per run where the batch is dynamic.
+        threads: Threads within an operator.
+        level: Graph optimisation, one of ``LEVELS``.
+        outputs: Names wanted; None for all.
+
+    Returns:
+        ``(N, ...)`` per output, rows in the order of the inputs.
+
+    Raises:
+        ShapeError: The inputs do not fit, or an output has no row per sample.
+    """
+    if batch_size < 1:
+        raise OptionError("batch_size", batch_size, "a number >= 1")
+    counts = {len(x) if x.ndim else 0 for x in inputs.values()}
+    if counts == {0} or len(counts) != 1:
+        shapes = ", ".join(str(list(x.shape)) for x in inputs.values())
+        raise ShapeError(f"{model.name}: no rows to predict, or not the same for all inputs: shape {shapes}")
+    total = counts.pop()
+    first = [spec.shape[0] for spec in model.inputs if spec.shape]
+    fixed = first[0] if first and isinstance(first[0], int) else 0
+    step = fixed or batch_size
+    wanted = list(outputs or (spec.name for spec in model.outputs))
+    parts: dict[str, list[np.ndarray]] = {name: [] for name in wanted}
+    with Reference(model, level=level, threads=threads) as reference:
+        for start in range(0, total, step):
+            count = min(step, total - start)
+            rows = {n: _filled(x[start : start + step], fixed) for n, x in inputs.items()}
+            found = reference.run(rows)
+            for name in wanted:
+                result = found[name]
+                if result.ndim == 0 or len(result) != (fixed or count):
+                    raise ShapeError(
+                        f"{model.name}: output {name!r} has the shape {list(result.shape)} "
+                        f"for {fixed or count} samples",
+                        "an output must have one row per sample",
+                    )
+                parts[name].append(result[:count])
+    return {name: np.concatenate(found) for name, found in parts.items()}
+
+
+def _filled(rows: np.ndarray, fixed: int) -> np.ndarray:
+    """Rows for a network that takes ``fixed`` at a time (0: any number): the last one is repeated."""
+    if fixed and len(rows) < fixed:
+        rows = np.concatenate([rows, np.repeat(rows[-1:], fixed - len(rows), axis=0)])
+    return np.ascontiguousarray(rows)
+
+
+def predict(
+    model: Model, x: np.ndarray, *, batch_size: int = 100, threads: int = 2, level: str = "all"
+) -> np.ndarray:
+    """First output of a network with one input, for every row of ``x``; see :func:`answers`.
+
+    Args:
+        model: The network.
         x: ``(N, ...)`` in the input's dtype.
         batch_size: Rows per run where the batch is dynamic.
         threads: Threads within an operator.
@@ -109,29 +170,9 @@ def predict(
     if len(model.inputs) != 1:
         names = ", ".join(spec.name for spec in model.inputs)
         raise UnsupportedError(f"{model.name} has {len(model.inputs)} inputs ({names}), predict feeds one")
-    if batch_size < 1:
-        raise OptionError("batch_size", batch_size, "a number >= 1")
-    if x.ndim == 0 or len(x) == 0:
-        raise ShapeError(f"{model.name}: no rows to predict, the array has the shape {list(x.shape)}")
-    spec = model.inputs[0]
-    fixed = spec.shape[0] if spec.shape and isinstance(spec.shape[0], int) else 0
-    step = fixed or batch_size
-    parts: list[np.ndarray] = []
-    with Reference(model, level=level, threads=threads) as reference:
-        for start in range(0, len(x), step):
-            rows = x[start : start + step]
-            count = len(rows)
-            if fixed and count < fixed:
-                rows = np.concatenate([rows, np.repeat(rows[-1:], fixed - count, axis=0)])
-            result = next(iter(reference.run({spec.name: np.ascontiguousarray(rows)}).values()))
-            if result.ndim == 0 or len(result) != len(rows):
-                raise ShapeError(
-                    f"{model.name}: output {model.outputs[0].name!r} has the shape {list(result.shape)} "
-                    f"for {len(rows)} samples",
-                    "the first output must have one row per sample",
-                )
-            parts.append(result[:count])
-    return np.concatenate(parts)
+    name = model.outputs[0].name
+    fed = {model.inputs[0].name: x}
+    return answers(model, fed, batch_size=batch_size, threads=threads, level=level, outputs=[name])[name]
 
 
 def intermediates(

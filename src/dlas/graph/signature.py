@@ -14,18 +14,18 @@ from dlas.graph.model import Model, TensorSpec
 from dlas.graph.preprocessing import Preprocessing
 
 
-def input_quantisation(model: Model) -> tuple[float, int] | None:
+def input_quantisation(model: Model, index: int = 0) -> tuple[float, int] | None:
     """Scale and zero point of an integer input, read off the DequantizeLinear that consumes it."""
-    value = next((v for v in model.ir.graph.inputs if v.name == model.inputs[0].name), None)
+    value = next((v for v in model.ir.graph.inputs if v.name == model.inputs[index].name), None)
     for node, _ in value.uses() if value is not None else ():
         if node.op_type == "DequantizeLinear":
             return _constants(node.inputs[1:])
     return None
 
 
-def output_quantisation(model: Model) -> tuple[float, int] | None:
-    """Scale and zero point of an integer first output, read off the QuantizeLinear that produces it."""
-    node = model.ir.graph.outputs[0].producer()
+def output_quantisation(model: Model, index: int = 0) -> tuple[float, int] | None:
+    """Scale and zero point of an integer output, read off the QuantizeLinear that produces it."""
+    node = model.ir.graph.outputs[index].producer()
     return encoding_of(node) if node is not None and node.op_type == "QuantizeLinear" else None
 
 
@@ -34,11 +34,11 @@ def encoding_of(node: ir.Node) -> tuple[float, int] | None:
     return _constants(node.inputs[1:])
 
 
-def to_real(scores: np.ndarray, model: Model) -> np.ndarray:
-    """Integer outputs decoded to float32 by the network's own output quantisation; floats as they are."""
+def to_real(scores: np.ndarray, model: Model, index: int = 0) -> np.ndarray:
+    """Integers of output ``index`` decoded to float32 by the network's own output quantisation; floats as they are."""
     if not np.issubdtype(scores.dtype, np.integer):
         return scores.astype(np.float32)
-    known = output_quantisation(model)
+    known = output_quantisation(model, index)
     if known is None:
         return scores.astype(np.float32)
     scale, zero_point = known
@@ -83,13 +83,13 @@ def adapted(preprocessing: Preprocessing, model: Model) -> Preprocessing:
     return replace(preprocessing, **changes)
 
 
-def adapt_rows(x: np.ndarray, model: Model) -> np.ndarray:
-    """Rows prepared for one network, brought to another's input: axes permuted, float quantised.
+def adapt_rows(x: np.ndarray, model: Model, index: int = 0) -> np.ndarray:
+    """Rows prepared for one network, brought to input ``index`` of another: axes permuted, float quantised.
 
     Raises:
         ShapeError: No permutation of the axes fits, or the dtypes cannot be bridged.
     """
-    spec = model.inputs[0]
+    spec = model.inputs[index]
     wanted = spec.bound(1)[1:]
     if x.shape[1:] != wanted:
         for order in itertools.permutations(range(1, x.ndim)):
@@ -103,7 +103,7 @@ def adapt_rows(x: np.ndarray, model: Model) -> np.ndarray:
             )
     if x.dtype.name == spec.dtype:
         return np.ascontiguousarray(x)
-    known = input_quantisation(model)
+    known = input_quantisation(model, index)
     if spec.dtype in ("int8", "uint8") and known is not None and np.issubdtype(x.dtype, np.floating):
         scale, zero_point = known
         info = np.iinfo(spec.dtype)

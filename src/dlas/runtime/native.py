@@ -6,12 +6,13 @@ file and torch of a checkpoint. The functions are called in a worker process.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from dlas.core.errors import UnsupportedError
+from dlas.core.errors import ShapeError, UnsupportedError
 from dlas.core.lazy import optional_import
 
 OWNERS = {
@@ -22,6 +23,8 @@ OWNERS = {
     ".pth": "torch",
     ".pt2": "torch",
 }
+
+BLOCK = 100  # rows per run of a network that takes any number
 
 
 def owner(path: Path) -> str:
@@ -34,51 +37,105 @@ def owner(path: Path) -> str:
         ) from None
 
 
-def scores(path: str, x: np.ndarray, architecture: str = "", threads: int = 2) -> np.ndarray:
-    """First output of a single-input model file on rows ``x`` ``(N, ...)``, stacked.
+def answers(
+    path: str, inputs: Sequence[np.ndarray], architecture: str = "", threads: int = 2
+) -> list[np.ndarray]:
+    """All outputs of a model file, in the order of the file.
+
+    Args:
+        path: Model file.
+        inputs: One array ``(N, ...)`` per input of the file, in its order, all with the same N.
+        architecture: For bare checkpoints.
+        threads: Threads within an operator.
+
+    Returns:
+        One array per output. Those with a row per sample are ``(N, ...)``; others come as they are where all rows
+        fit into one run.
 
     Raises:
-        UnsupportedError: The file has several inputs, or no runtime owns it.
+        UnsupportedError: No runtime owns the file, or an output without a row per sample needs several runs.
+        ShapeError: The file has another number of inputs.
     """
     runners = {"onnxruntime": _onnx, "litert": _tflite, "torch": _torch}
-    run, batch = runners[owner(Path(path))](path, architecture, threads)
-    step = batch or 100
-    return np.concatenate([run(np.ascontiguousarray(x[i : i + step])) for i in range(0, len(x), step)])
+    runner = runners[owner(Path(path))](path, architecture, threads)
+    if runner.inputs != len(inputs):
+        raise ShapeError(f"{Path(path).name} has {runner.inputs} inputs, {len(inputs)} were given")
+    count, step = len(inputs[0]), runner.batch or BLOCK
+    parts = []
+    for start in range(0, count, step):
+        rows = min(step, count - start)
+        given = [_filled(x[start : start + step], runner.batch) for x in inputs]
+        found = runner.run(given)
+        parts.append([y[:rows] if rows < runner.batch and y.ndim else y for y in found])
+    return [joined(list(found), count) for found in zip(*parts, strict=True)]
 
 
-_Runner = Callable[[np.ndarray], np.ndarray]
+def joined(parts: list[np.ndarray], count: int) -> np.ndarray:
+    """The parts of one output over several runs, put together along the first axis to ``count`` rows.
+
+    Raises:
+        UnsupportedError: There are several, and they have no row per sample.
+    """
+    if len(parts) == 1:
+        return parts[0]
+    if any(p.ndim == 0 for p in parts) or sum(len(p) for p in parts) != count:
+        raise UnsupportedError("an output has no row per sample, so that several runs cannot be put together")
+    return np.concatenate(parts)
 
 
-def _onnx(path: str, architecture: str, threads: int) -> tuple[_Runner, int]:
+def _filled(rows: np.ndarray, batch: int) -> np.ndarray:
+    """Rows for a file that takes ``batch`` at a time (0: any number): the last one is repeated."""
+    if len(rows) < batch:
+        rows = np.concatenate([rows, np.repeat(rows[-1:], batch - len(rows), axis=0)])
+    return np.ascontiguousarray(rows)
+
+
+@dataclass(frozen=True)
+class _Runner:
+    """An opened file: one call with all inputs gives all outputs."""
+
+    run: Callable[[list[np.ndarray]], Sequence[np.ndarray]]
+    inputs: int
+    batch: int  # rows per run; 0 where any number will do
+
+
+def _onnx(path: str, architecture: str, threads: int) -> _Runner:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 3
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    (name,) = _single([i.name for i in session.get_inputs()])
-    first = session.get_inputs()[0].shape[0]
-    return lambda x: np.asarray(session.run(None, {name: x})[0]), first if isinstance(first, int) else 0
+    given = session.get_inputs()
+    names = [i.name for i in given]
+    first = [i.shape[0] for i in given if i.shape]
+    return _Runner(
+        lambda arrays: [np.asarray(y) for y in session.run(None, dict(zip(names, arrays, strict=True)))],
+        len(names),
+        first[0] if first and isinstance(first[0], int) else 0,
+    )
 
 
-def _tflite(path: str, architecture: str, threads: int) -> tuple[_Runner, int]:
+def _tflite(path: str, architecture: str, threads: int) -> _Runner:
     interpreter_module = optional_import(
         "ai_edge_litert.interpreter", extra="tflite", needed_for="running a TFLite file"
     )
     interpreter = interpreter_module.Interpreter(model_path=path, num_threads=threads)
     interpreter.allocate_tensors()
-    (given,) = _single(interpreter.get_input_details())
-    wanted = interpreter.get_output_details()[0]
+    given = [d["index"] for d in interpreter.get_input_details()]
+    wanted = [d["index"] for d in interpreter.get_output_details()]
 
-    def run(x: np.ndarray) -> np.ndarray:
-        interpreter.set_tensor(given["index"], x)
+    def run(arrays: list[np.ndarray]) -> list[np.ndarray]:
+        for index, x in zip(given, arrays, strict=True):
+            interpreter.set_tensor(index, x)
         interpreter.invoke()
-        return interpreter.get_tensor(wanted["index"]).copy()
+        return [interpreter.get_tensor(index).copy() for index in wanted]
 
-    return run, int(given["shape"][0])
+    shape = interpreter.get_input_details()[0]["shape"]
+    return _Runner(run, len(given), int(shape[0]) if len(shape) else 0)
 
 
-def _torch(path: str, architecture: str, threads: int) -> tuple[_Runner, int]:
+def _torch(path: str, architecture: str, threads: int) -> _Runner:
     import torch
 
     from dlas.graph.format import load_model
@@ -89,16 +146,10 @@ def _torch(path: str, architecture: str, threads: int) -> tuple[_Runner, int]:
         raise UnsupportedError(f"{Path(path).name}: no torch module came with it")
     torch.set_num_threads(threads)
 
-    def run(x: np.ndarray) -> np.ndarray:
+    def run(arrays: list[np.ndarray]) -> list[np.ndarray]:
         with torch.inference_mode():
-            return module(torch.from_numpy(x)).numpy()
+            found = module(*(torch.from_numpy(x) for x in arrays))
+        return [y.numpy() for y in (found if isinstance(found, tuple | list) else [found])]
 
-    return run, 0
-
-
-def _single(inputs: list) -> list:
-    if len(inputs) != 1:
-        raise UnsupportedError(
-            f"the network has {len(inputs)} inputs; only single-input networks can be compared"
-        )
-    return inputs
+    first = model.inputs[0].shape[:1]
+    return _Runner(run, len(model.inputs), first[0] if first and isinstance(first[0], int) else 0)

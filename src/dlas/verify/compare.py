@@ -2,51 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
-from dlas.core.errors import DataError, DlasError
+from dlas.core.errors import DlasError
 from dlas.core.figure import Figure, Outcome
-from dlas.core.files import scratch_folder
-from dlas.core.options import Choice
-from dlas.core.worker import Worker, WorkerFailure, run_in_worker
+from dlas.core.worker import WorkerFailure
 from dlas.data.dataset import Dataset
 from dlas.data.guess import background_class, with_guessed_preprocessing
 from dlas.data.metrics import top1
-from dlas.graph.guard import import_model
 from dlas.graph.model import Model
-from dlas.graph.signature import adapt_rows, clipped_share, encoding_of, random_array, to_real
+from dlas.graph.signature import clipped_share, encoding_of
 from dlas.runtime.native import owner
-from dlas.verify.differential import (
-    Comparison,
-    NoiseFloor,
-    Verdict,
-    compare_outputs,
-    floor_between,
-    is_classifier,
+from dlas.verify.differential import Comparison, NoiseFloor, Verdict, compare_outputs, is_classifier
+from dlas.verify.running import (
+    Subject,
+    fed_rows,
+    floors,
+    in_model_axes,
+    in_order,
+    native,
+    on_backend,
+    source_rows,
 )
+
+__all__ = ["CompareReport", "PathResult", "Subject", "compare_files", "compare_layers"]
 
 Report = Callable[[str], None]
 
 _CLIPPED = 0.05  # calibration with percentiles leaves out less than this
-
-
-@dataclass(frozen=True)
-class Subject:
-    """A network under comparison: where it lies and what dlas reads from it."""
-
-    path: Path
-    model: Model
-    architecture: str = ""
-
-    @classmethod
-    def open(cls, path: Path, architecture: str = "") -> Subject:
-        """Read a file; raises ModelError when it cannot be."""
-        return cls(path, import_model(path, architecture), architecture)
 
 
 @dataclass(frozen=True)
@@ -58,8 +45,9 @@ class PathResult:
         path: Back end as written, or ``native`` with the runtime that owns the file.
         outcome: What became of it.
         reason: Why, if it is not ok.
-        comparison: The differences, where it ran.
+        comparison: The differences of the first output, where it ran.
         top1: Accuracy on the rows, where they have labels.
+        others: The differences of the other outputs, by the source's name.
     """
 
     target: str
@@ -68,11 +56,14 @@ class PathResult:
     reason: str = ""
     comparison: Comparison | None = None
     top1: Figure | None = None
+    others: Mapping[str, Comparison] = field(default_factory=dict)
 
     @property
     def verdict(self) -> Verdict:
-        """Verdict of the comparison; a path that did not run is ``crash``."""
-        return self.comparison.verdict if self.comparison else Verdict.CRASH
+        """The worst verdict of all outputs; a path that did not run is ``crash``."""
+        if self.comparison is None:
+            return Verdict.CRASH
+        return worst(self.comparison, *self.others.values()).verdict
 
     def to_dict(self) -> dict[str, Any]:
         """Plain dictionary, fit for JSON."""
@@ -84,12 +75,13 @@ class PathResult:
             "verdict": "unsupported" if self.outcome is Outcome.UNSUPPORTED else str(self.verdict),
             "comparison": self.comparison.to_dict() if self.comparison else None,
             "top1": self.top1.to_dict() if self.top1 else None,
+            "others": {name: c.to_dict() for name, c in self.others.items()},
         }
 
 
 @dataclass(frozen=True)
 class CompareReport:
-    """Source, noise floor, and one row per target and path."""
+    """Source, noise floor of its first output, and one row per target and path."""
 
     source: str
     rows: int
@@ -146,35 +138,37 @@ def compare_files(
         model, note = with_guessed_preprocessing(source.model, data)
         source = replace(source, model=model)
         tell(note)
-    outputs = source.model.outputs
-    if len(outputs) > 1:
-        tell(f"only the first of {len(outputs)} outputs is compared: {outputs[0].name}")
     tell(f"run {source.path.name} on {owner(source.path)}")
-    x, labels = _rows(source.model, data, rows)
+    x, labels = source_rows(source.model, data, rows)
     try:
-        reference = _native(source, x, timeout_s)
+        reference = native(source, list(x.values()), timeout_s)
     except WorkerFailure as failure:
         raise DlasError(f"{source.path.name}: the source itself cannot be run: {failure.reason}") from failure
-    if labels is not None and is_classifier(reference) and (hint := background_class(reference, labels)):
+    first = reference[0]
+    if labels is not None and is_classifier(first) and (hint := background_class(first, labels)):
         tell(hint)
-    floor = _floor(source.model, x)
+    known = Known(source.model, x, data, labels, reference, floors(source.model, x))
     results = []
     for target in targets:
         for path in ("native", *paths):
             name = f"native ({owner(target.path)})" if path == "native" else path
             tell(f"run {target.path.name} on {name}")
-            results.append(_try(target, path, name, x, data, labels, reference, floor, timeout_s))
+            results.append(_try(known, target, path, name, timeout_s))
     compared = tuple(compare_layers(source.model, targets[0].model, x)) if layers and targets else ()
-    return CompareReport(source.path.name, len(x), floor, _top1(reference, labels), tuple(results), compared)
+    count = len(next(iter(x.values())))
+    return CompareReport(
+        source.path.name, count, known.floors[0], _top1(first, labels), tuple(results), compared
+    )
 
 
-def compare_layers(source: Model, target: Model, x: np.ndarray) -> list[dict[str, Any]]:
+def compare_layers(source: Model, target: Model, x: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
     """Differences of the intermediate tensors with the same name and shape, in the order of the source."""
     from dlas.graph.reference import intermediates
 
-    few = x[:16]
-    a = intermediates(source, {source.inputs[0].name: few})
-    b = intermediates(target, {target.inputs[0].name: adapt_rows(few, target)})
+    few = {name: rows[:16] for name, rows in x.items()}
+    a = intermediates(source, few)
+    names = [spec.name for spec in target.inputs]
+    b = intermediates(target, dict(zip(names, fed_rows(target, few, None), strict=True)))
     found = []
     for name, value in a.items():
         other = b.get(name)
@@ -206,108 +200,63 @@ def _decoded(codes: np.ndarray, model: Model, name: str) -> np.ndarray | None:
     return None
 
 
-def _try(
-    target: Subject,
-    path: str,
-    name: str,
-    x: np.ndarray,
-    data: Dataset | None,
-    labels: np.ndarray | None,
-    reference: np.ndarray,
-    floor: NoiseFloor,
-    timeout_s: float,
-) -> PathResult:
+@dataclass(frozen=True)
+class Known:
+    """What is known of the source: its rows, its answers and how much these move by themselves."""
+
+    model: Model
+    x: Mapping[str, np.ndarray]
+    data: Dataset | None
+    labels: np.ndarray | None
+    answers: list[np.ndarray]
+    floors: list[NoiseFloor]
+
+
+def worst(*found: Comparison) -> Comparison:
+    """The comparison with the worst verdict, the earliest of equals."""
+    order = list(Verdict)
+    return min(found, key=lambda c: order.index(c.verdict))
+
+
+def _try(known: Known, target: Subject, path: str, name: str, timeout_s: float) -> PathResult:
     try:
-        fed = _fed(target.model, x, data)
-        if path == "native":
-            answers = _native(target, fed, timeout_s)
-        else:
-            answers = to_real(_on_backend(target.model, path, fed, timeout_s), target.model)
-        if answers.shape != reference.shape:
-            answers = _in_model_axes(answers, target)
+        fed = fed_rows(target.model, known.x, known.data)
+        own = path == "native"
+        found = native(target, fed, timeout_s) if own else on_backend(target.model, path, fed, timeout_s)
+        answers = in_order(found, target.model, known.model)
     except WorkerFailure as failure:
         return PathResult(target.path.name, name, failure.outcome, failure.reason)
     except DlasError as error:
         return PathResult(target.path.name, name, Outcome.UNSUPPORTED, str(error))
-    comparison = compare_outputs(reference, answers, floor=floor)
-    outcome = Outcome.OK if comparison.verdict.right else Outcome.WRONG
-    reason = comparison.reason
+    compared: dict[str, Comparison] = {}
+    for i, (spec, wanted) in enumerate(zip(known.model.outputs, known.answers, strict=True)):
+        if i < len(answers):
+            got = answers[i] if answers[i].shape == wanted.shape else in_model_axes(answers[i], target, i)
+            compared[spec.name] = compare_outputs(wanted, got, floor=known.floors[i])
+        elif own:  # back ends give the first output only
+            compared[spec.name] = Comparison(Verdict.SHAPE, "it is missing", len(wanted))
+    first, *others = compared.values()
+    decisive = worst(first, *others)
+    outcome = Outcome.OK if decisive.verdict.right else Outcome.WRONG
+    reason = decisive.reason
+    if decisive is not first:
+        reason = f"output {next(n for n, c in compared.items() if c is decisive)!r}: {reason}"
     if outcome is Outcome.WRONG:
-        reason += _clipping(target.model, x, data)
-    return PathResult(target.path.name, name, outcome, reason, comparison, _top1(answers, labels))
+        reason += _clipping(target.model, known.x, known.data)
+    top1_of = _top1(answers[0], known.labels)
+    rest = {n: c for n, c in compared.items() if c is not first}
+    return PathResult(target.path.name, name, outcome, reason, first, top1_of, rest)
 
 
-def _clipping(model: Model, x: np.ndarray, data: Dataset | None) -> str:
+def _clipping(model: Model, x: Mapping[str, np.ndarray], data: Dataset | None) -> str:
     """What to add to the reason of a wrong answer whose integer input could not hold the source's rows."""
     if data is not None and model.preprocessing is not None:
         return ""
-    share, low, high = clipped_share(x, model)
+    share, low, high = clipped_share(next(iter(x.values())), model)
     if share < _CLIPPED:
         return ""
     dtype = model.inputs[0].dtype
     return f"; its {dtype} input holds {low:.4g} to {high:.4g}, and {share:.0%} of the values lie outside"
-
-
-def _in_model_axes(answers: np.ndarray, target: Subject) -> np.ndarray:
-    """Answers of a file that dlas wrote with other axes, in the axes of the network it was written from."""
-    from dlas.graph.formats.tflite import read_layouts
-
-    if target.path.suffix.lower() != ".tflite":
-        return answers
-    order = read_layouts(target.path)["outputs"].get(target.model.outputs[0].name)
-    return answers.transpose(np.argsort(order)) if order and len(order) == answers.ndim else answers
-
-
-def _rows(model: Model, data: Dataset | None, rows: int) -> tuple[np.ndarray, np.ndarray | None]:
-    from dlas.data.preprocess import prepare
-
-    if len(model.inputs) != 1:
-        raise DataError(
-            f"{model.name} has {len(model.inputs)} inputs; only single-input networks can be compared"
-        )
-    if data is None:
-        spec = model.inputs[0]
-        shape = (min(rows, 32), *spec.bound(1)[1:])
-        return random_array(shape, spec.dtype, np.random.default_rng(0)), None
-    few = data.head(rows)
-    return prepare(few, model), few.labels
-
-
-def _fed(model: Model, x: np.ndarray, data: Dataset | None) -> np.ndarray:
-    """Rows for a target: prepared by its own rules where it has some, else the source's rows adapted."""
-    from dlas.data.preprocess import prepare
-
-    if data is not None and model.preprocessing is not None:
-        return prepare(data.head(len(x)), model)
-    return adapt_rows(x, model)
-
-
-def _native(subject: Subject, x: np.ndarray, timeout_s: float) -> np.ndarray:
-    answers = run_in_worker(
-        "dlas.runtime.native:scores", str(subject.path), x, subject.architecture, timeout_s=timeout_s
-    )
-    return to_real(answers, subject.model)
-
-
-def _on_backend(model: Model, backend: str, x: np.ndarray, timeout_s: float) -> np.ndarray:
-    choice = str(Choice.parse(backend))
-    with scratch_folder() as place, Worker(threads=1) as worker:
-        (place / "artifact").mkdir()
-        (place / "model.onnx").write_bytes(model.to_bytes())
-        build = [choice, str(place / "model.onnx"), "host", str(place / "artifact"), 1]
-        worker.call("dlas.runtime.session:build", *build, timeout_s=timeout_s)
-        opening = [choice, str(place / "artifact"), "host", 1]
-        worker.call("dlas.runtime.session:open", *opening, timeout_s=timeout_s)
-        return worker.call("dlas.runtime.session:outputs", x, timeout_s=timeout_s)
-
-
-def _floor(model: Model, x: np.ndarray) -> NoiseFloor:
-    from dlas.graph.reference import predict
-
-    first, second = predict(model, x), predict(model, x, level="disable")
-    return floor_between(
-        to_real(first, model), to_real(second, model), "onnxruntime, all optimisations against none"
-    )
 
 
 def _top1(scores: np.ndarray, labels: np.ndarray | None) -> Figure | None:

@@ -20,6 +20,9 @@ from dlas.core.figure import Figure, Source
 from dlas.core.statistics import proportion
 
 EQUAL_RELATIVE_L2 = 1e-4  # float32 kernels that sum in another order stay below this on deep networks
+WRONG_RELATIVE_L2 = (
+    10**-0.5
+)  # noise of a tenth of the signal's energy (10 dB): no longer the same map or boxes
 SIGNIFICANT = 0.025  # one-sided: more flips than the noise floor
 DEGENERATE_SHARE = 0.9  # one label for this share of the rows, where the reference gives several
 
@@ -32,6 +35,7 @@ class Verdict(StrEnum):
     NAN = "nan"
     DEGENERATE = "degenerate"
     LABEL_DIFF = "label-diff"
+    SCORE_DIFF = "score-diff"
     SCORE_ONLY = "score-only"
     EQUAL = "equal"
 
@@ -206,7 +210,8 @@ def compare_outputs(
         if same_scores:
             return Comparison(Verdict.EQUAL, "", **common)
         reason = f"scores differ by {common['relative_l2']:.2g} relative (L2)"
-        return Comparison(Verdict.SCORE_ONLY, reason, **common)
+        wrong = common["relative_l2"] > max(WRONG_RELATIVE_L2, 2 * floor.relative_l2)
+        return Comparison(Verdict.SCORE_DIFF if wrong else Verdict.SCORE_ONLY, reason, **common)
     return _compare_labels(a, b, floor, k, same_scores, common)
 
 

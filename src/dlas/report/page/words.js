@@ -149,7 +149,7 @@ function codeBox(text, what) {
 }
 
 function chip(name, title) {
-  const known = ["equal", "score-only", "label-diff", "degenerate", "nan", "shape", "wrong", "crash", "timeout", "unsupported", "ok", "noisy"];
+  const known = ["equal", "score-only", "label-diff", "score-diff", "degenerate", "nan", "shape", "wrong", "crash", "timeout", "unsupported", "ok", "noisy"];
   return make("span", { class: `chip v-${known.includes(name) ? name : "wrong"}`, title }, name);
 }
 

@@ -1,0 +1,136 @@
+"""Run the two sides of a comparison on the same rows: what is fed, by whom it is run, how the outputs pair up."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from dlas.core.errors import DataError
+from dlas.core.files import scratch_folder
+from dlas.core.options import Choice
+from dlas.core.worker import Worker, run_in_worker
+from dlas.data.dataset import Dataset
+from dlas.graph.guard import import_model
+from dlas.graph.model import Model
+from dlas.graph.signature import adapt_rows, random_array, to_real
+from dlas.verify.differential import NoiseFloor, floor_between
+
+_WITHOUT_DATA = 32  # random rows: enough to see a difference, no measure of accuracy
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A network under comparison: where it lies and what dlas reads from it."""
+
+    path: Path
+    model: Model
+    architecture: str = ""
+
+    @classmethod
+    def open(cls, path: Path, architecture: str = "") -> Subject:
+        """Read a file; raises ModelError when it cannot be."""
+        return cls(path, import_model(path, architecture), architecture)
+
+
+def source_rows(
+    model: Model, data: Dataset | None, rows: int
+) -> tuple[dict[str, np.ndarray], np.ndarray | None]:
+    """Rows for the source, ``(N, ...)`` by input, and their labels; random ones without data.
+
+    Raises:
+        DataError: Data for a network with several inputs.
+    """
+    from dlas.data.preprocess import prepare
+
+    if data is None:
+        rng = np.random.default_rng(0)
+        count = min(rows, _WITHOUT_DATA)
+        return {s.name: random_array((count, *s.bound(1)[1:]), s.dtype, rng) for s in model.inputs}, None
+    if len(model.inputs) != 1:
+        raise DataError(
+            f"{model.name} has {len(model.inputs)} inputs; rows of a data set feed one",
+            "leave --data out: random inputs are used then",
+        )
+    few = data.head(rows)
+    return {model.inputs[0].name: prepare(few, model)}, few.labels
+
+
+def fed_rows(model: Model, x: Mapping[str, np.ndarray], data: Dataset | None) -> list[np.ndarray]:
+    """Rows for a target, in the order of its inputs.
+
+    They are prepared by its own rules where it has some; else the source's rows are adapted, paired by name where
+    all names agree and by position otherwise.
+
+    Raises:
+        ShapeError: They do not fit.
+    """
+    from dlas.data.preprocess import prepare
+
+    if data is not None and model.preprocessing is not None:
+        return [prepare(data.head(len(next(iter(x.values())))), model)]
+    names = [spec.name for spec in model.inputs]
+    given = [x[name] for name in names] if set(names) == set(x) else list(x.values())
+    if len(given) != len(names):
+        raise DataError(f"{model.name} has {len(names)} inputs, the source {len(given)}")
+    return [adapt_rows(rows, model, i) for i, rows in enumerate(given)]
+
+
+def native(subject: Subject, inputs: list[np.ndarray], timeout_s: float) -> list[np.ndarray]:
+    """All outputs of a file on the runtime that owns it, as real numbers; raises WorkerFailure."""
+    answers = run_in_worker(
+        "dlas.runtime.native:answers", str(subject.path), inputs, subject.architecture, timeout_s=timeout_s
+    )
+    return [to_real(y, subject.model, i) for i, y in enumerate(answers)]
+
+
+def on_backend(model: Model, backend: str, inputs: list[np.ndarray], timeout_s: float) -> list[np.ndarray]:
+    """First output of a network of one input on a back end, as a list of one; raises WorkerFailure."""
+    if len(inputs) != 1:
+        raise DataError(f"{model.name} has {len(inputs)} inputs; back ends are compared on networks with one")
+    choice = str(Choice.parse(backend))
+    with scratch_folder() as place, Worker(threads=1) as worker:
+        (place / "artifact").mkdir()
+        (place / "model.onnx").write_bytes(model.to_bytes())
+        build = [choice, str(place / "model.onnx"), "host", str(place / "artifact"), 1]
+        worker.call("dlas.runtime.session:build", *build, timeout_s=timeout_s)
+        opening = [choice, str(place / "artifact"), "host", 1]
+        worker.call("dlas.runtime.session:open", *opening, timeout_s=timeout_s)
+        found = worker.call("dlas.runtime.session:outputs", inputs[0], timeout_s=timeout_s)
+    return [to_real(found, model)]
+
+
+def in_order(answers: list[np.ndarray], target: Model, source: Model) -> list[np.ndarray]:
+    """Outputs of a target in the order of the source's, by name where all names agree."""
+    names = [spec.name for spec in target.outputs]
+    wanted = [spec.name for spec in source.outputs]
+    if len(answers) == len(names) and set(names) == set(wanted):
+        return [answers[names.index(name)] for name in wanted]
+    return answers
+
+
+def in_model_axes(answers: np.ndarray, target: Subject, index: int) -> np.ndarray:
+    """Output of a file that dlas wrote with other axes, in the axes of the network it was written from."""
+    from dlas.graph.formats.tflite import read_layouts
+
+    if target.path.suffix.lower() != ".tflite":
+        return answers
+    order = read_layouts(target.path)["outputs"].get(target.model.outputs[index].name)
+    return answers.transpose(np.argsort(order)) if order and len(order) == answers.ndim else answers
+
+
+def floors(model: Model, x: Mapping[str, np.ndarray]) -> list[NoiseFloor]:
+    """How much each output moves when only the kernels of the reference engine change."""
+    from dlas.graph.reference import answers
+
+    first, second = answers(model, x), answers(model, x, level="disable")
+    return [
+        floor_between(
+            to_real(first[spec.name], model, i),
+            to_real(second[spec.name], model, i),
+            "onnxruntime, all optimisations against none",
+        )
+        for i, spec in enumerate(model.outputs)
+    ]
