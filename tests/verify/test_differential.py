@@ -55,7 +55,7 @@ def test_differences_within_the_noise_floor_are_not_held_against_a_path(scores: 
     other[:4] = -other[:4]
     floor = NoiseFloor(flips=4, rows=400, max_abs=10.0)
     found = compare_outputs(scores, other, floor=floor)
-    assert found.verdict is Verdict.SCORE_DIFF
+    assert found.verdict is Verdict.SCORE_ONLY
     assert "4 of 400" in found.reason
     assert compare_outputs(scores, other).verdict is Verdict.LABEL_DIFF
 
@@ -118,7 +118,7 @@ def test_outputs_that_are_no_class_scores_have_no_labels() -> None:
     image = np.random.default_rng(0).standard_normal((4, 3, 8, 8))
     found = compare_outputs(image, image + 0.1)
     assert found.label_diff is None
-    assert found.verdict is Verdict.SCORE_DIFF
+    assert found.verdict is Verdict.SCORE_ONLY
 
 
 def test_a_reference_without_sense_is_refused(scores: np.ndarray) -> None:
