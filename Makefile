@@ -1,17 +1,22 @@
 # Two commands do everything on a fresh Debian or Ubuntu machine:
 #   make run    set up, then the main job on the network that ships with dlas
 #   make test   set up, then style, types, layers and all tests that are not marked slow
+# More:
+#   make test-all   every extra (TensorFlow too: 2 GB) and every test
+#   make fuzz       100,000 damaged model files through every importer (hours)
+#   make bench      the figures of benchmarks/README.md
 
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 RUN_EXTRAS  := tflite,openvino
 TEST_EXTRAS := dev
+ALL_EXTRAS  := dev,keras,fuzz
 
-.PHONY: run test test-all lint bench clean system-run system-test help
+.PHONY: run test test-all lint bench fuzz clean system-run system-test help
 
 help:
-	@sed -n '1,4p' Makefile
+	@sed -n '1,7p' Makefile
 
 run: $(VENV)/.run
 	$(BIN)/dlas run
@@ -19,7 +24,7 @@ run: $(VENV)/.run
 test: $(VENV)/.test lint
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow" --durations 20
 
-test-all: $(VENV)/.test lint
+test-all: $(VENV)/.all lint
 	$(BIN)/python -m pytest -n 2 --dist worksteal --durations 40
 
 lint: $(VENV)/.test
@@ -27,6 +32,9 @@ lint: $(VENV)/.test
 	$(BIN)/ruff format --check src tests benchmarks scripts
 	$(BIN)/pyright
 	$(BIN)/lint-imports
+
+fuzz: $(VENV)/.all
+	$(BIN)/python scripts/fuzz.py
 
 bench: $(VENV)/.test
 	for script in benchmarks/bench_*.py; do $(BIN)/python $$script || exit 1; done
@@ -42,6 +50,11 @@ $(VENV)/.test: pyproject.toml constraints.txt | system-test $(BIN)/python
 	@echo "set-up: install dlas with $(TEST_EXTRAS) into $(VENV)"
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[$(TEST_EXTRAS)]"
 	@touch $@ $(VENV)/.run
+
+$(VENV)/.all: pyproject.toml constraints.txt | system-test $(BIN)/python
+	@echo "set-up: install dlas with $(ALL_EXTRAS) into $(VENV)"
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[$(ALL_EXTRAS)]"
+	@touch $@ $(VENV)/.test $(VENV)/.run
 
 $(BIN)/python:
 	@echo "set-up: make $(VENV) with $$($(PYTHON) --version)"

@@ -144,9 +144,14 @@ def convert(
     architecture: str = "",
     data: str | Path | Dataset | None = None,
     check: bool = True,
+    read: Mapping[str, Any] | None = None,
+    write: Mapping[str, Any] | None = None,
     tell: Callable[[str], None] = lambda text: None,
 ) -> Conversion:
-    """Convert a file and compare the result with its source on the runtimes that own the two formats."""
+    """Convert a file and compare the result with its source on the runtimes that own the two formats.
+
+    ``read`` and ``write`` are options of the two formats (``dlas list formats``).
+    """
     from dlas.verify.conversion import convert_file
 
     return convert_file(
@@ -155,6 +160,8 @@ def convert(
         architecture=architecture,
         data=dataset(data),
         check=check,
+        read=read,
+        write=write,
         tell=tell,
     )
 

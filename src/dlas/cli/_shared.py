@@ -147,6 +147,23 @@ def dataset(data: str, split: str = "", rows: int = 0) -> Dataset | None:
     return found
 
 
+def pairs(option: str, texts: Sequence[str]) -> dict[str, Any]:
+    """``KEY=VALUE`` texts of a repeated option as a dictionary.
+
+    Raises:
+        OptionError: One of them has no ``=``.
+    """
+    from dlas.core.options import parse_value
+
+    found = {}
+    for text in texts:
+        key, sign, value = text.partition("=")
+        if not sign or not key:
+            raise OptionError(option, text, "KEY=VALUE")
+        found[key.replace("-", "_")] = parse_value(value)
+    return found
+
+
 def method_options(arguments: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
     """Split free arguments into names and ``--option value`` pairs, for options that belong to a method.
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from dlas.cli._shared import Architecture, Data, Json, Split, say, size_text, write_json
+from dlas.cli._shared import Architecture, Data, Json, Split, pairs, say, size_text, write_json
 from dlas.cli.compare import show
 from dlas.core.errors import DlasError
 
@@ -23,6 +23,12 @@ def convert(
     data: Data = "",
     split: Split = "",
     architecture: Architecture = "",
+    read: Annotated[
+        list[str] | None, typer.Option(help="Option of the source's format, such as signature=serving.")
+    ] = None,
+    write: Annotated[
+        list[str] | None, typer.Option(help="Option of the target's format, such as batch=4.")
+    ] = None,
     check: Annotated[bool, typer.Option("--check/--no-check", help="Compare the two files.")] = True,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing file.")] = False,
     json: Json = False,
@@ -34,7 +40,14 @@ def convert(
         raise DlasError(f"{target} exists", "name another file, or --force to replace it")
     rows = api.dataset(data, split)
     done = api.convert(
-        source, target, architecture=architecture, data=rows, check=check, tell=lambda t: say("  " + t)
+        source,
+        target,
+        architecture=architecture,
+        data=rows,
+        check=check,
+        read=pairs("--read", read or ()),
+        write=pairs("--write", write or ()),
+        tell=lambda t: say("  " + t),
     )
     if json:
         write_json(done.to_dict())

@@ -7,7 +7,8 @@ caller gets a Model or one line.
 
 from __future__ import annotations
 
-from dataclasses import fields
+from collections.abc import Mapping
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ from dlas.core import errors
 from dlas.core.errors import DlasError, ModelError
 from dlas.core.figure import Outcome
 from dlas.core.worker import Worker, WorkerFailure
+from dlas.graph.weights import WeightFile
 
 if TYPE_CHECKING:
     from dlas.graph.format import Format
@@ -24,18 +26,35 @@ _SECONDS_PER_BYTE = 1 / 20e6  # beside the format's own time: a file of 1 GB get
 _MEMORY_PER_BYTE = 8  # beside the format's own need: parsed, checked, inferred and serialised copies
 
 
-def import_model(path: Path, architecture: str = "") -> Model:
+def import_model(path: Path, architecture: str = "", **given: Any) -> Model:
     """Read a network from a file of any format, safely.
 
     Args:
         path: Model file, or a folder that a format knows.
         architecture: For formats that have the option: bare checkpoints.
+        given: Options of the format's reader.
 
     Raises:
+        OptionError: An option has a value that is not accepted.
+        UnknownNameError: The format has no such option.
         ModelError: The file is missing, damaged or hostile: its reader crashed or went beyond the limits.
         UnsupportedError: It uses operators that cannot be expressed; all are named.
         MissingDependencyError: The library that reads it is not installed.
     """
+    found = _imported(path, architecture, given, "dlas.graph.guard:_read")
+    assert not isinstance(found, WeightFile), "only _inspect answers with weights"
+    return found
+
+
+def import_contents(path: Path, architecture: str = "") -> Model | WeightFile:
+    """As :func:`import_model`, but a file of weights that no network can be made of is described instead of refused.
+
+    Where the user names an architecture, it must fit.
+    """
+    return _imported(path, architecture, {}, "dlas.graph.guard:_inspect")
+
+
+def _imported(path: Path, architecture: str, given: Mapping[str, Any], reader: str) -> Model | WeightFile:
     # The child imports while this process does the same: they overlap on two cores.
     with Worker(name="reader", preload=("dlas.graph.format",)) as worker:
         from dlas.graph.format import identify
@@ -44,14 +63,19 @@ def import_model(path: Path, architecture: str = "") -> Model:
         member = identify(path)
         size = _size(path)
         worker.memory_bytes = member.load_memory + _MEMORY_PER_BYTE * size
-        options = {"architecture": architecture} if architecture and _has(member, "architecture") else {}
+        options = dict(given)
+        if architecture and _has(member, "architecture"):
+            options["architecture"] = architecture
+        member(**options)  # a wrong option is the caller's mistake: told before anything is read
         limit = member.load_seconds + _SECONDS_PER_BYTE * size
         try:
-            answer = worker.call("dlas.graph.guard:_read", str(path.absolute()), options, timeout_s=limit)
+            answer = worker.call(reader, str(path.absolute()), options, timeout_s=limit)
         except WorkerFailure as failure:
             raise _explained(path, failure) from failure
         if "refusal" in answer:
             raise _refusal(answer["refusal"])
+        if "weights" in answer:
+            return WeightFile.from_dict(answer["weights"])
         import onnx
 
         return Model.from_proto(onnx.ModelProto.FromString(answer["model"]))
@@ -66,6 +90,22 @@ def _read(path: str, options: dict[str, Any]) -> dict[str, Any]:
     except DlasError as error:
         kind = next(c.__name__ for c in type(error).__mro__ if getattr(errors, c.__name__, None) is c)
         return {"refusal": {"kind": kind, "message": error.message, "hint": error.hint}}
+
+
+def _inspect(path: str, options: dict[str, Any]) -> dict[str, Any]:
+    """In the child: as :func:`_read`, or the weights and why they are no network."""
+    from dlas.graph.format import identify
+
+    answer = _read(path, options)
+    if "refusal" not in answer or "architecture" in options:
+        return answer
+    try:
+        found = identify(Path(path)).weights(Path(path))
+    except DlasError:  # the refusal says more
+        return answer
+    if found is None:
+        return answer
+    return {"weights": replace(found, note=answer["refusal"]["message"]).to_dict()}
 
 
 def _refusal(refusal: dict[str, str]) -> DlasError:

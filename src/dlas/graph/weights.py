@@ -47,11 +47,13 @@ class WeightFile:
         format: Registered name of the format.
         tensors: In file order.
         metadata: Plain values, fit for JSON; long lists are kept whole.
+        note: Why no network was made of it, where one was asked for.
     """
 
     format: str
     tensors: tuple[WeightTensor, ...]
     metadata: Mapping[str, Any] = field(default_factory=dict)
+    note: str = ""
 
     @property
     def params(self) -> int:
@@ -62,3 +64,50 @@ class WeightFile:
     def nbytes(self) -> int:
         """Bytes of all tensors."""
         return sum(t.nbytes for t in self.tensors)
+
+    @property
+    def architecture(self) -> str:
+        """Family the file says it belongs to (``general.architecture`` of GGUF); empty where it does not say."""
+        found = self.metadata.get("general.architecture", "")
+        return found if isinstance(found, str) else ""
+
+    def by_type(self) -> list[WeightTotal]:
+        """Totals per storage type, most bytes first."""
+        kinds: dict[str, list[WeightTensor]] = {}
+        for tensor in self.tensors:
+            kinds.setdefault(tensor.dtype, []).append(tensor)
+        totals = [
+            WeightTotal(kind, len(of), sum(t.size for t in of), sum(t.nbytes for t in of))
+            for kind, of in kinds.items()
+        ]
+        return sorted(totals, key=lambda total: -total.nbytes)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain dictionary; a tensor is a list ``[name, shape, dtype, nbytes]``."""
+        return {
+            "format": self.format,
+            "tensors": [[t.name, list(t.shape), t.dtype, t.nbytes] for t in self.tensors],
+            "metadata": dict(self.metadata),
+            "note": self.note,
+        }
+
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any]) -> WeightFile:
+        """Inverse of :meth:`to_dict`."""
+        tensors = (WeightTensor(name, tuple(shape), *rest) for name, shape, *rest in fields["tensors"])
+        return cls(fields["format"], tuple(tensors), fields["metadata"], fields["note"])
+
+
+@dataclass(frozen=True)
+class WeightTotal:
+    """All tensors of one storage type: how many, elements, bytes."""
+
+    dtype: str
+    tensors: int
+    size: int
+    nbytes: int
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Stored bits per element."""
+        return 8 * self.nbytes / self.size if self.size else 0.0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,9 +48,21 @@ def convert_file(
     architecture: str = "",
     data: Dataset | None = None,
     check: bool = True,
+    read: Mapping[str, Any] | None = None,
+    write: Mapping[str, Any] | None = None,
     tell: Callable[[str], None] = lambda text: None,
 ) -> Conversion:
     """Read ``source``, write ``target`` in the format its ending names, and compare the two.
+
+    Args:
+        source: File to read.
+        target: File to write.
+        architecture: For bare checkpoints.
+        data: Rows for the check; random ones without.
+        check: Compare the two files.
+        read: Options of the source's format.
+        write: Options of the target's format.
+        tell: Receives one line per step.
 
     Raises:
         ModelError: The source cannot be read.
@@ -59,11 +71,11 @@ def convert_file(
     """
     if source.resolve() == target.resolve():
         raise DlasError(f"{source}: source and target are the same file", "name another target")
-    format_for(target)
+    format_for(target)(**(write or {}))  # a wrong option is told before anything is read
     tell(f"read {source.name}")
-    subject = Subject.open(source, architecture)
+    subject = Subject.open(source, architecture, **(read or {}))
     tell(f"write {target.name}")
-    written = save_model(subject.model, target)
+    written = save_model(subject.model, target, **(write or {}))
     if not check:
         return Conversion(source, written)
     back = Subject.open(target)

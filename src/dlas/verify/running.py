@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -30,9 +31,9 @@ class Subject:
     architecture: str = ""
 
     @classmethod
-    def open(cls, path: Path, architecture: str = "") -> Subject:
-        """Read a file; raises ModelError when it cannot be."""
-        return cls(path, import_model(path, architecture), architecture)
+    def open(cls, path: Path, architecture: str = "", **options: Any) -> Subject:
+        """Read a file with the options of its format's reader; raises ModelError when it cannot be."""
+        return cls(path, import_model(path, architecture, **options), architecture)
 
 
 def source_rows(
