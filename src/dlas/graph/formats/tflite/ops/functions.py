@@ -140,7 +140,9 @@ def _read_fake_quant(r: Reader, op: Operation) -> None:
     """Rounding to a grid of ``numBits``; the range is nudged so that zero lies on the grid, as TensorFlow does."""
     o = r.options(op, "FakeQuantOptions")
     perm = r.perm(op.inputs[0])
-    low, high = float(o.narrowRange), float(2**o.numBits - 1)
+    if o.narrowRange:
+        raise UnsupportedError("FAKE_QUANT with a narrow range cannot be read; LiteRT does not run it either")
+    low, high = 0.0, float(2**o.numBits - 1)
     if not 2 <= o.numBits <= 16 or not o.min < o.max:
         raise ValueError(f"range {o.min} to {o.max} in {o.numBits} bits")
     scale = np.float32((np.float32(o.max) - np.float32(o.min)) / np.float32(high - low))

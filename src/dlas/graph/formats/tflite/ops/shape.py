@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 
 import numpy as np
@@ -124,20 +125,46 @@ def _read_resize(r: Reader, op: Operation, mode: str) -> None:
     o = r.options(op, "ResizeBilinearOptions" if linear else "ResizeNearestNeighborOptions")
     place = "align_corners" if o.alignCorners else "half_pixel" if o.halfPixelCenters else "asymmetric"
     perm = layout.NHWC_TO_NCHW
-    height, width = r.ints(op.inputs[1])
+    size = r.ints(op.inputs[1])
     before = r.shape(op.inputs[0])
-    scales = r.initializer(np.array([1, 1, height / before[1], width / before[2]], np.float32), "scales")
-    inputs = [r.real(op.inputs[0], perm), "", scales]
+    if len(size) != 2 or min(size) < 1 or len(before) != 4 or min(before) < 1:
+        raise ValueError(f"{list(before)} to {size}")
+    whole = all(new % old == 0 for new, old in zip(size, before[1:3], strict=True))
+    if not linear and (o.alignCorners or not whole):
+        _pick_nearest(r, op, size, place)
+        return
+    if not linear:
+        place = "asymmetric"  # by whole factors, half pixels come to the same
+    scales = [_scale(new, old) for new, old in zip(size, before[1:3], strict=True)]
+    inputs = [r.real(op.inputs[0], perm), "", r.initializer(np.array([1, 1, *scales], np.float32), "scales")]
     if place == "align_corners":
-        inputs = [inputs[0], "", "", r.int64([before[0], before[3], height, width])]
+        inputs = [inputs[0], "", "", r.int64([before[0], before[3], *size])]
         r.batch_free = False
     common = {"mode": mode, "coordinate_transformation_mode": place}
-    if linear:
-        name = r.emit("Resize", inputs, attributes=common)
-    else:
-        rounding = "floor" if place == "asymmetric" else "round_prefer_ceil"
-        name = r.emit("Resize", inputs, attributes={**common, "nearest_mode": rounding})
+    name = r.emit("Resize", inputs, attributes=common if linear else {**common, "nearest_mode": "floor"})
     r.give(op.outputs[0], name, perm)
+
+
+def _scale(new: int, old: int) -> np.float32:
+    """``new / old``, not rounded down so far that ``old`` times it falls short of ``new``."""
+    scale = np.float32(new / old)
+    return scale if float(scale) * old >= new else np.nextafter(scale, np.float32(np.inf))
+
+
+def _pick_nearest(r: Reader, op: Operation, size: Sequence[int], place: str) -> None:
+    """Nearest neighbours by index, in the kernels' own float32 arithmetic: at a tie every rounding counts."""
+    i = op.inputs[0]
+    perm = layout.NHWC_TO_NCHW
+    name = r.value(i, perm)
+    for axis, (old, new) in enumerate(zip(r.shape(i)[1:3], size, strict=True), start=2):
+        corners = place == "align_corners" and new > 1
+        scale = np.float32((old - 1) / (new - 1) if corners else old / new)
+        scaled = (np.arange(new, dtype=np.float32) + np.float32(0.5 if place == "half_pixel" else 0)) * scale
+        index = np.floor(scaled + np.float32(0.5)) if place == "align_corners" else np.floor(scaled)
+        picked = np.clip(index.astype(np.int64), 0, old - 1)
+        if picked.tolist() != list(range(old)):
+            name = r.emit("Gather", [name, r.int64(picked.tolist())], axis=axis)
+    r.give_moved(op.outputs[0], i, name, perm)
 
 
 def _read_broadcast(r: Reader, op: Operation) -> None:
