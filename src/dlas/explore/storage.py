@@ -22,6 +22,13 @@ from dlas.explore.result import Point
 SCHEMA = 2  # 2: what compression changed has a table of its own, because several processes add to it
 
 
+_OWN = {("table", "studies"), ("table", "points"), ("table", "changes")}
+_FACTS: Mapping[str, type] = {
+    "keys": list, "objectives": list, "facts": dict, "environment": dict, "command": str, "stack": str,
+}  # fmt: skip
+_MALFORMED = (ValueError, TypeError, LookupError, AttributeError, RecursionError)
+
+
 class Storage(Protocol):
     """What a study needs of a place to keep its rows."""
 
@@ -84,6 +91,8 @@ class SqliteStorage:
             raise self._refusal(error) from error
         try:
             with self._explained():
+                self._db.execute("PRAGMA trusted_schema = OFF")
+                self._refuse_foreign()
                 self._db.execute("PRAGMA journal_mode = WAL")
                 self._migrate()
         except BaseException:
@@ -99,8 +108,38 @@ class SqliteStorage:
     def _explained(self) -> Iterator[None]:
         try:
             yield
-        except sqlite3.Error as error:  # no study file, damaged, locked for long, disk full
+        except (
+            sqlite3.Error,
+            UnicodeDecodeError,
+        ) as error:  # no study file, damaged, locked for long, disk full
             raise self._refusal(error) from error
+
+    @contextlib.contextmanager
+    def _understood(self) -> Iterator[None]:
+        """Rows that are there but make no sense are a damaged file."""
+        try:
+            yield
+        except _MALFORMED as error:
+            cause = " ".join(str(error).split())[:160]
+            raise DlasError(
+                f"{self.path}: the study in it is damaged: {type(error).__name__}: {cause}",
+                "copy it again, or start a new one with --out",
+            ) from error
+
+    def _refuse_foreign(self) -> None:
+        """Triggers, views, generated columns and the like would run with our queries; we write none of them."""
+        for kind, name in self._db.execute("SELECT type, name FROM sqlite_master").fetchall():
+            hidden = kind == "table" and any(
+                column["hidden"]
+                for column in self._db.execute("SELECT hidden FROM pragma_table_xinfo(?)", (name,))
+            )
+            if hidden or (
+                (kind, name) not in _OWN and not (kind == "index" and name[:17] == "sqlite_autoindex_")
+            ):
+                raise DlasError(
+                    f"{self.path}: it holds the {kind} {str(name)[:60]!r}, which no dlas wrote",
+                    "name another study file",
+                )
 
     def _migrate(self) -> None:
         version = self._db.execute("PRAGMA user_version").fetchone()[0]
@@ -125,8 +164,9 @@ class SqliteStorage:
                 " PRIMARY KEY (study, pipeline))"
             )
             for row in self._db.execute("SELECT name, facts FROM studies").fetchall():
-                for pipeline, rows in json.loads(row["facts"]).get("changes", {}).items():
-                    self._insert_changes(row["name"], pipeline, rows)
+                with self._understood():
+                    for pipeline, rows in json.loads(row["facts"]).get("changes", {}).items():
+                        self._insert_changes(row["name"], pipeline, rows)
             self._db.execute(f"PRAGMA user_version = {SCHEMA}")
 
     @contextlib.contextmanager
@@ -161,11 +201,16 @@ class SqliteStorage:
             raise DlasError(
                 f"{self.path} holds no study {name!r}", "it holds: " + (", ".join(self.studies()) or "none")
             )
-        return json.loads(rows[0]["facts"])
+        with self._understood():
+            facts = json.loads(rows[0]["facts"])
+            for key, kind in _FACTS.items():
+                if not isinstance(facts.get(key, kind()), kind):
+                    raise TypeError(f"{key} is {facts[key]!r:.40}")
+            return facts
 
     def studies(self) -> list[str]:
         """Names, newest first; see Storage."""
-        return [r["name"] for r in self._rows("SELECT name FROM studies ORDER BY changed DESC")]
+        return [str(r["name"]) for r in self._rows("SELECT name FROM studies ORDER BY changed DESC")]
 
     def put_changes(self, study: str, pipeline: str, changes: list[dict[str, Any]]) -> None:
         """Store what one pipeline changed; see Storage."""
@@ -180,7 +225,11 @@ class SqliteStorage:
     def changes(self, study: str) -> dict[str, list[dict[str, Any]]]:
         """What all pipelines changed; see Storage."""
         rows = self._rows("SELECT pipeline, rows FROM changes WHERE study = ?", study)
-        return {row["pipeline"]: json.loads(row["rows"]) for row in rows}
+        with self._understood():
+            found = {str(row["pipeline"]): json.loads(row["rows"]) for row in rows}
+            if not all(isinstance(r, list) and all(isinstance(c, dict) for c in r) for r in found.values()):
+                raise TypeError("changes that are no table")
+            return found
 
     def put_point(self, study: str, point: Point) -> None:
         """Store one point; see Storage."""
@@ -207,16 +256,8 @@ class SqliteStorage:
         else:
             query = "SELECT * FROM points WHERE study = ? AND key = ?"
             rows = [row for key in keys for row in self._rows(query, study, key)]
-        return {
-            row["key"]: Point(
-                row["key"],
-                json.loads(row["choices"]),
-                Record.from_dict(json.loads(row["record"])),
-                bool(row["baseline"]),
-                row["seconds"],
-            )
-            for row in rows
-        }
+        with self._understood():
+            return {str(row["key"]): _point(row) for row in rows}
 
     def forget(self, study: str, keys: list[str]) -> None:
         """Remove points; see Storage."""
@@ -228,3 +269,12 @@ class SqliteStorage:
     def close(self) -> None:
         """Close the file; see Storage."""
         self._db.close()
+
+
+def _point(row: sqlite3.Row) -> Point:
+    choices = json.loads(row["choices"])
+    record = Record.from_dict(json.loads(row["record"]))
+    texts = (*choices, *choices.values(), record.reason, record.stderr_tail)
+    if not all(isinstance(text, str) for text in texts) or not isinstance(record.facts, dict):
+        raise TypeError(f"the point {str(row['key'])[:20]!r} has choices that are no texts, or no facts")
+    return Point(str(row["key"]), choices, record, bool(row["baseline"]), float(row["seconds"]))

@@ -19,7 +19,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
-from dlas.core.errors import ModelError, ShapeError
+from dlas.core.errors import ModelError, OptionError, ShapeError
 from dlas.graph.preprocessing import Preprocessing
 
 OPSET = 18  # what importers and methods write; every back end of the package reads it
@@ -73,6 +73,21 @@ class Step:
             "notes": list(self.notes),
         }
 
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any]) -> Step:
+        """Inverse of :meth:`to_dict`.
+
+        Raises:
+            ValueError: It is of another form.
+        """
+        action, notes = fields.get("action"), fields.get("notes", [])
+        options, versions = fields.get("options", {}), fields.get("versions", {})
+        if not isinstance(action, str) or not isinstance(options, dict) or not isinstance(versions, dict):
+            raise ValueError("a step of the history has no action, or options that are no table")
+        if not isinstance(notes, list) or not all(isinstance(note, str) for note in notes):
+            raise ValueError(f"the notes on {action[:40]!r} are not a list of texts")
+        return cls(action, options, {str(k): str(v) for k, v in versions.items()}, tuple(notes))
+
 
 @dataclass(frozen=True, eq=False)
 class Model:
@@ -109,19 +124,21 @@ class Model:
                     "preprocessing", Preprocessing.from_dict(json.loads(stored["preprocessing"]))
                 )
             if "source" in stored:
-                fields["source"] = {**json.loads(stored["source"]), **fields.get("source", {})}
+                read = json.loads(stored["source"])
+                fields["source"] = {
+                    **{str(k): str(v) for k, v in read.items()},
+                    **fields.get("source", {}),
+                }
             if "history" in stored:
-                past = tuple(
-                    Step(s["action"], s["options"], s["versions"], tuple(s["notes"]))
-                    for s in json.loads(stored["history"])
-                )
+                past = tuple(Step.from_dict(s) for s in json.loads(stored["history"]))
                 fields["history"] = (*past, *fields.get("history", ()))
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError, OptionError) as error:
             raise ModelError(
                 f"the dlas.* metadata of this ONNX file cannot be read: {error}",
                 "save the model again, or remove those metadata entries",
             ) from error
-        return cls(graph, stored.get("name", name), **fields)
+        # What a file calls itself becomes part of file names.
+        return cls(graph, _file_name(stored["name"]) if "name" in stored else name, **fields)
 
     def to_proto(self) -> onnx.ModelProto:
         """The network as an ONNX protobuf, with history, preprocessing and source in its metadata."""
@@ -152,7 +169,7 @@ class Model:
 
     def renamed(self, name: str) -> Model:
         """The same network under another name (characters unfit for file names become ``-``)."""
-        return replace(self, name=re.sub(r"[^\w.+=-]+", "-", name).strip("-") or "model")
+        return replace(self, name=_file_name(name))
 
     @cached_property
     def inputs(self) -> tuple[TensorSpec, ...]:
@@ -199,6 +216,10 @@ class Model:
                     f"input {spec.name!r} is {array.dtype.name}{list(array.shape)}, "
                     f"the network expects {spec.dtype}{list(spec.shape)}"
                 )
+
+
+def _file_name(text: str) -> str:
+    return re.sub(r"[^\w.+=-]+", "-", text).strip("-")[:100] or "model"
 
 
 def _spec(value: ir.Value) -> TensorSpec:

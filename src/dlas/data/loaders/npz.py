@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import tokenize
 import zipfile
 import zlib
 from pathlib import Path
@@ -55,7 +57,7 @@ class Npz(Loader):
         x_name = _pick(names, _SAMPLES)
         rows, problem = None, "" if x_name else f"none of its arrays is called {', '.join(_SAMPLES)}"
         if x_name:
-            shape = _header_shape(path, x_name)
+            shape = _header(path, x_name)
             rows = shape[0] if shape else 0
         return DatasetFacts(
             path.stem, str(path), self.name, rows, tuple(names), (), path.stat().st_size, split_in_name(path), problem
@@ -80,6 +82,8 @@ _FAULTS = (
     zlib.error,
     NotImplementedError,
     SyntaxError,
+    SystemError,
+    tokenize.TokenError,
 )
 
 
@@ -93,6 +97,7 @@ def _names(path: Path) -> list[str]:
 
 
 def _read(path: Path, name: str) -> np.ndarray:
+    _header(path, name)
     try:
         with np.load(path, allow_pickle=False) as archive:
             return archive[name]
@@ -100,7 +105,8 @@ def _read(path: Path, name: str) -> np.ndarray:
         raise _refused(path, error) from error
 
 
-def _header_shape(path: Path, name: str) -> tuple[int, ...]:
+def _header(path: Path, name: str) -> tuple[int, ...]:
+    """Shape of an array, once it was found to be as large as its entry in the archive."""
     try:
         with zipfile.ZipFile(path) as archive, archive.open(f"{name}.npy") as member:
             version = np.lib.format.read_magic(member)
@@ -109,8 +115,14 @@ def _header_shape(path: Path, name: str) -> tuple[int, ...]:
                 if version == (1, 0)
                 else np.lib.format.read_array_header_2_0
             )
-            return read(member)[0]
-    except _FAULTS as error:
+            shape, _, dtype = read(member)
+            held = archive.getinfo(f"{name}.npy").file_size - member.tell()
+            wanted = math.prod(shape) * dtype.itemsize
+            if dtype.hasobject or wanted != held:
+                what = "Python objects" if dtype.hasobject else f"{wanted} bytes, but its entry has {held}"
+                raise ValueError(f"the array {name!r} of shape {list(shape)} is said to hold {what}")
+            return shape
+    except (*_FAULTS, OverflowError, TypeError) as error:
         raise _refused(path, error) from error
 
 

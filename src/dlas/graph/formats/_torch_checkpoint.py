@@ -7,6 +7,7 @@ import re
 import sys
 import warnings
 import zipfile
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -33,7 +34,10 @@ _CODE = re.compile(
     r"GLOBAL |Unsupported (class|global)|Trying to (call|set|instantiate)"
 )  # what torch says of it
 _DRAWS = ("normal_", "uniform_")
-_BLOAT = 20  # torch stores tensors uncompressed, so an archive that grows far beyond its size is not one of its own
+# torch stores tensors uncompressed, so an archive that grows far beyond its size is not one of its own.
+_BLOAT = 20
+_BLOAT_BYTES = 64 * 2**20
+_VIEWED_ELEMENTS = 2**20  # of a tensor that is a view of fewer
 
 
 @dataclass(frozen=True)
@@ -69,7 +73,7 @@ def read_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
             content = content[place]
             break
     tensors = (
-        {str(k): v for k, v in content.items() if isinstance(v, torch.Tensor)}
+        {str(k): v for k, v in content.items() if isinstance(k, str | int) and isinstance(v, torch.Tensor)}
         if isinstance(content, Mapping)
         else {}
     )
@@ -78,8 +82,31 @@ def read_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
             f"{path.name} holds no weights: its content is {_describe(content)}",
             "save model.state_dict()",
         )
-    plain = {str(k): v for k, v in whole.items() if isinstance(v, str | int | float)}
+    for name, tensor in tensors.items():
+        _check_storage(path, name, tensor)
+    plain = {
+        str(k): v for k, v in whole.items() if isinstance(k, str | int) and isinstance(v, str | int | float)
+    }
     return tensors, plain
+
+
+def _check_storage(path: Path, name: str, tensor: torch.Tensor) -> None:
+    """A few stored bytes can be declared a tensor of any size by repeating them."""
+    import torch
+
+    plain = tensor.layout == torch.strided and tensor.device.type == "cpu" and not tensor.is_quantized
+    if not plain or tensor.is_nested:
+        raise ModelError(
+            f"{path.name}: {name[:100]!r} is a {tensor.layout} tensor on {tensor.device.type}"
+            + (", quantised" if tensor.is_quantized else ""),
+            "save model.state_dict() with plain tensors",
+        )
+    held = tensor.untyped_storage().nbytes() // max(1, tensor.element_size())
+    if tensor.numel() > max(held, _VIEWED_ELEMENTS):
+        raise ModelError(
+            f"{path.name}: {name[:100]!r} has the shape {list(tensor.shape)} but holds {held} values",
+            "save it again, with .contiguous()",
+        )
 
 
 def tidied_state(file: str, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -106,7 +133,7 @@ def read_weights(path: Path) -> Any:
 
     import torch
 
-    if zipfile.is_zipfile(path):
+    if is_archive(path):
         check_archive(path)
     try:
         with warnings.catch_warnings():
@@ -129,15 +156,34 @@ def read_weights(path: Path) -> Any:
         raise _damaged(path, error) from error
 
 
+def is_archive(path: Path) -> bool:
+    """Whether ``path`` is a zip archive.
+
+    Raises:
+        ModelError: It is one that spans several files.
+    """
+    try:
+        return zipfile.is_zipfile(path)
+    except (zipfile.BadZipFile, ValueError, OSError) as error:
+        raise _damaged(path, error) from error
+
+
 def check_archive(path: Path) -> None:
     """Refuse an archive that unpacks to far more than it is."""
     try:
         with zipfile.ZipFile(path) as archive:
-            total = sum(entry.file_size for entry in archive.infolist())
+            entries = archive.infolist()
+            total = sum(entry.file_size for entry in entries)
+            names = Counter(entry.filename for entry in entries)
     except (zipfile.BadZipFile, ValueError, OSError, EOFError, NotImplementedError) as error:
         raise _damaged(path, error) from error
     size = path.stat().st_size
-    if total > _BLOAT * size + 2**20:
+    doubled = next((name for name, count in names.items() if count > 1), None)
+    if doubled is not None:
+        raise ModelError(
+            f"{path.name} has two entries called {doubled[:100]!r}", "save it again with torch.save"
+        )
+    if total > size + min(_BLOAT * size, _BLOAT_BYTES):
         raise ModelError(
             f"{path.name} is {size} bytes but claims to unpack to {total}: refused as a zip bomb",
             "save it again with torch.save",
@@ -300,5 +346,6 @@ def _damaged(path: Path, error: Exception) -> ModelError:
 
 def _describe(content: Any) -> str:
     if isinstance(content, Mapping):
-        return "a dictionary of " + (", ".join(map(repr, list(content)[:5])) or "nothing")
+        keys = [repr(key[:40]) if isinstance(key, str) else type(key).__name__ for key in list(content)[:5]]
+        return "a dictionary of " + (", ".join(keys) or "nothing")
     return f"a {type(content).__name__}"

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dlas.core.errors import DlasError, ModelError
-from dlas.graph.formats._torch_checkpoint import check_archive
+from dlas.graph.formats._torch_checkpoint import check_archive, is_archive
 from dlas.graph.torch_export import first_line
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ def read_program(path: Path) -> tuple[nn.Module, tuple[torch.Tensor, ...], bool]
 
 def _read_parts(path: Path) -> dict[str, bytes]:
     """Records of the archive without its root folder."""
-    if not zipfile.is_zipfile(path):
+    if not is_archive(path):
         raise ModelError(f"{path.name} is truncated or not a .pt2 archive", "download or export it again")
     check_archive(path)
     try:

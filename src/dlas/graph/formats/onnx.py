@@ -58,7 +58,7 @@ class OnnxFormat(Format):
 
         allow_nan: bool = option(False, "accept weights that are NaN or infinite")
         max_bytes: int = option(_PROTOBUF_LIMIT, "largest model to read, weights included", low=1)
-        max_nodes: int = option(20_000, "most nodes to read, functions expanded", low=1)
+        max_nodes: int = option(10_000, "most nodes to read, functions expanded", low=1)
         external_above: int = option(
             _PROTOBUF_LIMIT, "write weights into NAME.onnx.data when they take more bytes than this", low=0
         )
