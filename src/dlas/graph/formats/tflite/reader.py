@@ -130,6 +130,10 @@ class Reader(Values):
         """``SAME`` or ``VALID``."""
         return self._paddings[value]
 
+    def activation_name(self, value: int) -> str:
+        """A fused activation, as the schema names it."""
+        return self._activations[value]
+
     # Weights
 
     def weights(self, i: int, perm: Perm) -> str:
@@ -163,7 +167,7 @@ class Reader(Values):
         name = (
             self.raw(i) if tensor.dtype == "int32" else self.initializer(stored.astype(np.int32), tensor.name)
         )
-        return [self._dequantize(name, quant, "int32")]
+        return [self.dequantized(name, quant, "int32")]
 
     # Results
 

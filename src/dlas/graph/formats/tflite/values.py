@@ -194,7 +194,7 @@ class Values:
             return self._real[i, perm]
         name = self.raw(i, perm)
         if tensor.quant is not None and tensor.dtype in (*GRIDS, "int32"):
-            name = self._dequantize(name, tensor.quant.permuted(perm), tensor.dtype)
+            name = self.dequantized(name, tensor.quant.permuted(perm), tensor.dtype)
         elif tensor.dtype == "float16":
             name = self.emit("Cast", [name], to=TensorProto.FLOAT)
         self._real[i, perm] = name
@@ -205,9 +205,10 @@ class Values:
         tensor = self.tensor(i)
         if tensor.quant is None or not self.is_on_grid(i):
             return name
-        return self._dequantize(self.stored(i, name, ()), tensor.quant, tensor.dtype)
+        return self.dequantized(self.stored(i, name, ()), tensor.quant, tensor.dtype)
 
-    def _dequantize(self, name: str, quant: Quant, dtype: str) -> str:
+    def dequantized(self, name: str, quant: Quant, dtype: str) -> str:
+        """The numbers that stored integers of ``dtype`` stand for."""
         if dtype in (*QUANTISED, "int32"):
             inputs = [name, *self._quant_inputs(quant, dtype)]
             return self.emit("DequantizeLinear", inputs, attributes=_axis(quant))
