@@ -111,6 +111,20 @@ def test_a_checkpoint_of_nobody_is_listed(unknown: Path, capsys: pytest.CaptureF
     assert ("module.body.weight", "4x3", "float16", "16", "24", "B") in rows(capsys.readouterr().out)
 
 
+def test_odd_names_and_numbers_of_a_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    import torch
+
+    path = tmp_path / "odd.pth"
+    torch.save({"a\ud800\x1b[2J": torch.ones(2), "huge": 10**500, "text": "\udfff", "epoch": True}, path)
+    for arguments in ([], ["--json"]):
+        assert run_command(["info", str(path), *arguments]) == 0
+        printed = capsys.readouterr().out
+        assert printed.encode()
+        assert "\x1b" not in printed
+    found = json.loads(printed)
+    assert found["metadata"] == {"text": "\\udfff", "epoch": True}
+
+
 def test_what_the_user_says_must_fit(unknown: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run_command(["info", str(unknown), "--architecture", "digits-cnn"]) == 2
     assert capsys.readouterr().out == ""

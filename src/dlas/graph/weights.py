@@ -111,3 +111,8 @@ class WeightTotal:
     def bits_per_weight(self) -> float:
         """Stored bits per element."""
         return 8 * self.nbytes / self.size if self.size else 0.0
+
+
+def plain_text(text: str) -> str:
+    """``text`` with lone surrogates, which pickles and JSON can carry but no terminal, spelled out."""
+    return text.encode("utf-8", "backslashreplace").decode()

@@ -22,7 +22,7 @@ from dlas.core.errors import ModelError, UnknownNameError, UnsupportedError
 from dlas.graph.format import Format, formats
 from dlas.graph.formats.torch import Torch, rebuilt
 from dlas.graph.model import Model
-from dlas.graph.weights import WeightFile, WeightTensor
+from dlas.graph.weights import WeightFile, WeightTensor, plain_text
 
 MAX_HEADER = 2**23  # bytes
 MAX_AXES = 32  # as NumPy of old
@@ -119,7 +119,7 @@ def read_contents(path: Path) -> Contents:
     texts = header.pop("__metadata__", {})
     if not isinstance(texts, dict) or not all(isinstance(v, str) for v in texts.values()):
         raise _wrong(path, "its __metadata__ is not a table of texts")
-    texts = {_text(k): _text(v) for k, v in texts.items()}
+    texts = {plain_text(k): plain_text(v) for k, v in texts.items()}
     described = [_described(path, name, entry) for name, entry in header.items()]
     end = 0
     for tensor, begin in sorted(described, key=lambda d: (d[1], d[0].nbytes)):
@@ -178,10 +178,6 @@ def _described(path: Path, name: str, entry: Any) -> tuple[WeightTensor, int]:
 
 def _counts(value: Any) -> bool:
     return isinstance(value, list) and all(type(v) is int and 0 <= v < 2**63 for v in value)
-
-
-def _text(text: str) -> str:
-    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

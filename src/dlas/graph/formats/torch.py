@@ -21,7 +21,7 @@ from dlas.core.registry import Registry
 from dlas.graph.format import Format, formats
 from dlas.graph.model import Model
 from dlas.graph.torch_export import from_module
-from dlas.graph.weights import WeightFile, WeightTensor
+from dlas.graph.weights import WeightFile, WeightTensor, plain_text
 
 if TYPE_CHECKING:
     import torch
@@ -89,11 +89,19 @@ class Torch(Format):
         tensors, plain = read_tensors(path)
         listed = [
             WeightTensor(
-                name, tuple(t.shape), str(t.dtype).removeprefix("torch."), t.numel() * t.element_size()
+                plain_text(name),
+                tuple(t.shape),
+                str(t.dtype).removeprefix("torch."),
+                t.numel() * t.element_size(),
             )
             for name, t in tensors.items()
         ]
-        return WeightFile("torch", tuple(listed), plain)
+        values = {
+            plain_text(k): plain_text(v) if isinstance(v, str) else v
+            for k, v in plain.items()
+            if not isinstance(v, int) or abs(v) < 2**63  # Python does not spell out numbers of any length
+        }
+        return WeightFile("torch", tuple(listed), values)
 
 
 def rebuilt(name: str, state: Mapping[str, torch.Tensor], source: Mapping[str, str], options: Any) -> Model:
