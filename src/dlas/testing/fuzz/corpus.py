@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import json
 import sqlite3
+import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +30,8 @@ class Seed:
     """A sound file.
 
     Attributes:
-        target: What reads it: the registered name of a format, or ``npz``, ``parquet``, ``image``, ``stack``, ``study``.
+        target: What reads it: the registered name of a format, or ``npz``, ``parquet``, ``image``, ``stack`` or
+            ``study``.
         suffix: Ending of the file, with the dot.
         name: What it is, in a word.
         data: Its content.
@@ -42,7 +44,7 @@ class Seed:
 
 
 def make(folder: Path, real: Path | None = None) -> list[Seed]:
-    """All seeds, in a fixed order; a format whose library is missing has none.
+    """All seeds, in a fixed order.
 
     Args:
         folder: Empty folder to write into.
@@ -50,10 +52,8 @@ def make(folder: Path, real: Path | None = None) -> list[Seed]:
     """
     found: list[Seed] = []
     for name, member in formats.members():
-        if member.missing():
-            continue
         extra = _EXTRA.get(name)
-        if member.can_write:
+        if member.can_write and not member.missing():
             found += _written(name, member, folder)
         if extra is not None:
             found += [Seed(name, suffix, word, data) for suffix, word, data in extra(folder)]
@@ -199,10 +199,64 @@ def _gguf(folder: Path) -> list[tuple[str, str, bytes]]:
     return [(".gguf", "tiny", path.read_bytes())]
 
 
+def _safetensors(folder: Path) -> list[tuple[str, str, bytes]]:
+    weights = {"conv.weight": np.ones((4, 3, 3, 3), np.float32), "conv.bias": np.zeros(4, np.float32)}
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    at = 0
+    for name, array in weights.items():
+        header[name] = {"dtype": "F32", "shape": list(array.shape), "data_offsets": [at, at + array.nbytes]}
+        at += array.nbytes
+    text = json.dumps(header).encode()
+    data = b"".join(a.tobytes() for a in weights.values())
+    return [(".safetensors", "two-tensors", len(text).to_bytes(8, "little") + text + data)]
+
+
+def _keras(folder: Path) -> list[tuple[str, str, bytes]]:
+    from dlas.core.lazy import optional_import
+
+    h5py = optional_import("h5py", extra="keras", needed_for="making a Keras file")
+    dense = {"name": "dense", "trainable": True, "dtype": "float32", "units": 3, "activation": "softmax"}
+    start = {"batch_input_shape": [None, 4], "batch_shape": [None, 4], "dtype": "float32", "name": "input"}
+    config = {
+        "class_name": "Sequential",
+        "config": {
+            "name": "net",
+            "layers": [
+                {"class_name": "InputLayer", "config": start},
+                {"class_name": "Dense", "config": dense},
+            ],
+        },
+    }
+    found = []
+    for version in ("2.15.0", "3.15.1"):
+        buffer = io.BytesIO()
+        with h5py.File(buffer, "w") as file:
+            file.attrs["keras_version"], file.attrs["backend"] = version, "tensorflow"
+            file.attrs["model_config"] = json.dumps(config)
+            layer = file.create_group("model_weights").create_group("dense")
+            layer.attrs["weight_names"] = [b"dense/kernel:0", b"dense/bias:0"]
+            layer.create_dataset("dense/kernel:0", data=np.ones((4, 3), np.float32))
+            layer.create_dataset("dense/bias:0", data=np.zeros(3, np.float32))
+        found.append((".h5", f"keras-{version[0]}", buffer.getvalue()))
+    weights, packed = io.BytesIO(), io.BytesIO()
+    with h5py.File(weights, "w") as file:
+        values = file.create_group("layers").create_group("dense").create_group("vars")
+        values.create_dataset("0", data=np.ones((4, 3), np.float32))
+        values.create_dataset("1", data=np.zeros(3, np.float32))
+    with zipfile.ZipFile(packed, "w") as archive:
+        archive.writestr("config.json", json.dumps({**config, "module": "keras", "registered_name": None}))
+        archive.writestr("metadata.json", json.dumps({"keras_version": "3.15.1"}))
+        archive.writestr("model.weights.h5", weights.getvalue())
+    found.append((".keras", "archive", packed.getvalue()))
+    return found
+
+
 _EXTRA: dict[str, Callable[[Path], list[tuple[str, str, bytes]]]] = {
     "onnx": _onnx,
     "torch": _torch,
     "gguf": _gguf,
+    "safetensors": _safetensors,
+    "keras": _keras,
 }
 
 

@@ -22,6 +22,7 @@ from types import TracebackType
 from typing import Any
 
 from dlas.core.errors import DlasError
+from dlas.core.files import atomic_folder
 from dlas.core.worker import Worker, WorkerFailure, child_memory, reset_peak
 from dlas.testing.fuzz import corpus, probes
 from dlas.testing.fuzz.mutate import mutate
@@ -90,23 +91,29 @@ class Fuzzer:
         real: Folder of real model files to add to the corpus.
         keep: Folder that files which broke a promise are written to; None keeps none.
         targets: Only these; empty for all.
+        corpus: Folder to keep the sound files in, so that a later run mutates the same ones.
     """
 
     def __init__(
-        self, *, real: Path | None = None, keep: Path | None = None, targets: Sequence[str] = ()
+        self,
+        *,
+        real: Path | None = None,
+        keep: Path | None = None,
+        targets: Sequence[str] = (),
+        corpus: Path | None = None,
     ) -> None:
         self._stack = contextlib.ExitStack()
         self.folder = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="dlas-fuzz-")))
         self._keep = keep
-        for name in ("made", "corpus", "work"):
-            (self.folder / name).mkdir()
+        (self.folder / "work").mkdir()
+        self.corpus = corpus or self.folder / "corpus"
+        if not self.corpus.is_dir():
+            write_corpus(self.corpus, real)
         self.seeds: dict[str, list[str]] = {}
-        for seed in corpus.make(self.folder / "made", real):
-            if not targets or seed.target in targets:
-                listed = self.seeds.setdefault(seed.target, [])
-                listed.append(f"{len(listed)}-{seed.name}{seed.suffix}")
-                place = self.folder / "corpus" / f"{seed.target}-{listed[-1]}"
-                place.write_bytes(seed.data)
+        for place in sorted(self.corpus.iterdir()):
+            target, _, name = place.name.partition("@")
+            if not targets or target in targets:
+                self.seeds.setdefault(target, []).append(name)
         self._worker: Worker | None = None
 
     def __enter__(self) -> Fuzzer:
@@ -138,7 +145,7 @@ class Fuzzer:
 
     def mutant(self, target: str, number: int) -> tuple[str, bytes]:
         """Seed and content of one mutation."""
-        return mutant(self.folder / "corpus", target, self.seeds[target], number)
+        return mutant(self.corpus, target, self.seeds[target], number)
 
     def _part(self, target: str, numbers: list[int]) -> tuple[Tally, list[int]]:
         if self._worker is None or not self._worker.alive:
@@ -147,7 +154,8 @@ class Fuzzer:
             self._worker = Worker(threads=1, memory_bytes=_KILL_BYTES, name="fuzz worker")
         try:
             answer = self._worker.call(
-                "dlas.testing.fuzz.engine:serve", str(self.folder), target, self.seeds[target], numbers,
+                "dlas.testing.fuzz.engine:serve", str(self.folder), str(self.corpus), target, self.seeds[target],
+                numbers,
                 timeout_s=60 + len(numbers) * SECONDS,
             )  # fmt: skip
             return Tally.from_dict(answer), []
@@ -176,20 +184,27 @@ class Fuzzer:
         return tally, numbers[numbers.index(number) + 1 :]
 
 
+def write_corpus(folder: Path, real: Path | None) -> None:
+    """Write the sound files of all targets into ``folder``, which appears when they are all there."""
+    with atomic_folder(folder) as place, tempfile.TemporaryDirectory(prefix="dlas-fuzz-") as made:
+        for number, seed in enumerate(corpus.make(Path(made), real)):
+            (place / f"{seed.target}@{number:02}-{seed.name}{seed.suffix}").write_bytes(seed.data)
+
+
 def mutant(folder: Path, target: str, seeds: Sequence[str], number: int) -> tuple[str, bytes]:
     """Seed and content of mutation ``number``."""
     name = seeds[number % len(seeds)]
     rng = random.Random(f"{target} {number}")
-    return name, mutate((folder / f"{target}-{name}").read_bytes(), rng)
+    return name, mutate((folder / f"{target}@{name}").read_bytes(), rng)
 
 
-def serve(folder: str, target: str, seeds: list[str], numbers: list[int]) -> dict[str, Any]:
+def serve(folder: str, sound: str, target: str, seeds: list[str], numbers: list[int]) -> dict[str, Any]:
     """In the worker: read mutations one after the other."""
     warnings.simplefilter("ignore")
     base = Path(folder)
     tally = Tally()
     for number in numbers:
-        name, data = mutant(base / "corpus", target, seeds, number)
+        name, data = mutant(Path(sound), target, seeds, number)
         path = base / "work" / f"m{Path(name).suffix}"
         path.write_bytes(data)
         mark = _Marker(base / "work" / "state.json", tally, number)
@@ -226,7 +241,7 @@ def _one(target: str, path: Path, tally: Tally, mark: _Marker) -> tuple[str, str
             return "message", f"{type(error).__name__} of {len(str(error))} characters"
         return None
     except BaseException as error:
-        return "exception", f"{type(error).__name__} at {_place(error)}: {str(error)[:120]}"
+        return "exception", f"{type(error).__name__} at {place_of(error)}: {str(error)[:120]}"
     finally:
         growth = child_memory()["peak_rss_bytes"] - before
         tally.slowest_s = max(tally.slowest_s, time.monotonic() - start)
@@ -241,11 +256,11 @@ def _one(target: str, path: Path, tally: Tally, mark: _Marker) -> tuple[str, str
     except probes.WrongAnswerError as error:
         return "wrong", str(error)
     except BaseException as error:
-        return "exception", f"comparing: {type(error).__name__} at {_place(error)}: {str(error)[:120]}"
+        return "exception", f"comparing: {type(error).__name__} at {place_of(error)}: {str(error)[:120]}"
     return None
 
 
-def _place(error: BaseException) -> str:
+def place_of(error: BaseException) -> str:
     """The innermost line of dlas, and where the error came from."""
     frames = traceback.extract_tb(error.__traceback__)
     ours = [f for f in frames if "/dlas/" in f.filename and "/testing/" not in f.filename]

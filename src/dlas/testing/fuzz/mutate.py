@@ -17,10 +17,14 @@ from typing import Any
 
 Mutator = Callable[[bytes, random.Random], bytes]
 
-_EXTREMES = (0, 1, 2, 3, 0x7F, 0x80, 0xFF, 0x7FFF, 0x8000, 0xFFFF, 2**24, 2**31 - 1, 2**31, 2**32 - 1, 2**40, 2**63 - 1,
-             2**63, 2**64 - 1)  # fmt: skip
-_JSON_EXTREMES: tuple[Any, ...] = (None, True, -1, 0, 2**31, 2**64, 1e308, -0.5, float("nan"), "", "\0", "\x1b[2J", "a" * 5000,
-                                   "../../etc/passwd", [], {}, [[]], {"": None})  # fmt: skip
+_EXTREMES = (
+    0, 1, 2, 3, 0x7F, 0x80, 0xFF, 0x7FFF, 0x8000, 0xFFFF, 2**24, 2**31 - 1, 2**31, 2**32 - 1, 2**40, 2**63 - 1, 2**63,
+    2**64 - 1,
+)  # fmt: skip
+_JSON_EXTREMES: tuple[Any, ...] = (
+    None, True, -1, 0, 2**31, 2**64, 1e308, -0.5, float("nan"), "", "\0", "\x1b[2J", "a" * 5000, "../../etc/passwd", [],
+    {}, [[]], {"": None},
+)  # fmt: skip
 _LONGEST_ENTRY = 2**22  # bytes of a zip entry that is worth unpacking for a mutation
 _DEEPEST = 6  # levels of protobuf messages looked into
 
@@ -41,6 +45,8 @@ def _aware(data: bytes) -> tuple[Mutator, ...]:
         return (flatbuffer,)
     if data[:1] in b"{[" and data:
         return (json_value,)
+    if data[8:9] == b"{" and len(data) > 8:
+        return (safetensors,)
     if data and data[0] >> 3 and _fields(data) is not None:
         return (protobuf,)
     return ()
@@ -290,6 +296,13 @@ def json_value(data: bytes, rng: random.Random) -> bytes:
     else:
         node[key] = rng.choice(_JSON_EXTREMES)
     return json.dumps(tree).encode()
+
+
+def safetensors(data: bytes, rng: random.Random) -> bytes:
+    """The header as JSON, its length right again."""
+    length = int.from_bytes(data[:8], "little")
+    header = json_value(data[8 : 8 + length], rng)
+    return len(header).to_bytes(8, "little") + header + data[8 + length :]
 
 
 # zip

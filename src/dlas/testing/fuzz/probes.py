@@ -6,6 +6,7 @@ comes out of it is a finding.
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -13,14 +14,15 @@ from typing import Any
 
 import numpy as np
 
-from dlas.core.errors import DlasError
+from dlas.core.errors import DlasError, UnknownNameError
 from dlas.graph.format import formats, load_model
 from dlas.graph.model import Model, TensorSpec
 
 LARGEST_INPUT = 2**20  # elements; networks that want more are not run
 LARGEST_WORK = 2**24  # elements of all tensors with a known shape together
 _TOLERANCE = 1e-3
-_STEPS = 2  # what rounding may move a quantised output by
+_STEPS = 4  # what rounding may move a quantised output by
+_QUANTISED_TOLERANCE = 0.1  # of the largest answer, for a quantised network that answers in floats
 
 
 class WrongAnswerError(Exception):
@@ -38,13 +40,15 @@ def read(target: str, path: Path) -> Model | None:
         _READERS[target](path)
         return None
     if target in formats.names():
+        listed = formats.get(target).weights(path)
+        if listed is not None:
+            json.dumps(listed.to_dict())
         partly = _PARTLY.get(path.suffix.lower())
         if partly is not None:
             partly(path)
             return None
         return load_model(path)
-    formats.get(target)
-    return None
+    raise UnknownNameError("fuzz target", target, [*_READERS, *formats.names()])
 
 
 def compare(target: str, path: Path, model: Model, mark: Callable[[str], None]) -> bool:
@@ -72,8 +76,10 @@ def compare(target: str, path: Path, model: Model, mark: Callable[[str], None]) 
     found = _ours(model, inputs)
     if found is None:
         return False
+    quantised = any(node.op_type == "DequantizeLinear" for node in model.ir.graph)
     for spec in model.outputs:
-        _same(spec, wanted[spec.name], found[spec.name])
+        tolerance = _QUANTISED_TOLERANCE if quantised else _TOLERANCE
+        _same(spec, wanted[spec.name], found[spec.name], tolerance)
     return True
 
 
@@ -99,7 +105,8 @@ def _by_onnxruntime(
     try:
         session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         names = [o.name for o in session.get_outputs()]
-        return dict(zip(names, session.run(None, dict(inputs)), strict=True))
+        results: list[Any] = list(session.run(None, dict(inputs)))
+        return dict(zip(names, results, strict=True))
     except Exception:  # whatever its own runtime refuses cannot be compared
         return None
 
@@ -152,7 +159,7 @@ def _draw(spec: TensorSpec, rng: np.random.Generator) -> np.ndarray:
     return np.asarray(rng.standard_normal(shape)).astype(dtype)
 
 
-def _same(spec: TensorSpec, wanted: np.ndarray, found: np.ndarray) -> None:
+def _same(spec: TensorSpec, wanted: np.ndarray, found: np.ndarray, tolerance: float) -> None:
     if wanted.dtype != found.dtype or wanted.shape != found.shape:
         raise WrongAnswerError(
             f"output {spec.name!r}: {found.dtype.name}{list(found.shape)} instead of "
@@ -161,7 +168,7 @@ def _same(spec: TensorSpec, wanted: np.ndarray, found: np.ndarray) -> None:
     a, b = wanted.astype(np.float64), found.astype(np.float64)
     if not np.isfinite(a).all() or not np.isfinite(b).all():
         return  # overflow is seen by every later check
-    allowed = _STEPS if wanted.dtype.kind in "iu" else _TOLERANCE * max(1.0, float(np.abs(a).max(initial=0)))
+    allowed = _STEPS if wanted.dtype.kind in "iu" else tolerance * max(1.0, float(np.abs(a).max(initial=0)))
     worst = float(np.abs(a - b).max(initial=0))
     if worst > allowed:
         raise WrongAnswerError(f"output {spec.name!r} is off by {worst:g}, allowed are {allowed:g}")
@@ -183,7 +190,23 @@ def _read_program(path: Path) -> None:
     read_program(path)
 
 
+def _read_keras(path: Path) -> None:
+    """What is decided before TensorFlow sees the file."""
+    from dlas.graph.formats.keras import Keras
+
+    reader: Any = Keras()
+    reader.check(path)
+
+
+def _list_only(path: Path) -> None:
+    """Weights without a network were listed already."""
+
+
 _PARTLY: dict[str, Callable[[Path], None]] = {
+    ".h5": _read_keras,
+    ".hdf5": _read_keras,
+    ".keras": _read_keras,
+    ".gguf": _list_only,
     ".pth": _read_checkpoint,
     ".pt": _read_checkpoint,
     ".th": _read_checkpoint,
