@@ -18,6 +18,8 @@ from dlas.core.lazy import optional_import
 OWNERS = {
     ".onnx": "onnxruntime",
     ".tflite": "litert",
+    ".c": "litert",
+    ".cc": "litert",
     ".th": "torch",
     ".pt": "torch",
     ".pth": "torch",
@@ -120,7 +122,13 @@ def _tflite(path: str, architecture: str, threads: int) -> _Runner:
     interpreter_module = optional_import(
         "ai_edge_litert.interpreter", extra="tflite", needed_for="running a TFLite file"
     )
-    interpreter = interpreter_module.Interpreter(model_path=path, num_threads=threads)
+    if path.lower().endswith((".c", ".cc")):
+        from dlas.graph.formats.c_array import flatbuffer
+
+        given_as = {"model_content": flatbuffer(Path(path))}
+    else:
+        given_as = {"model_path": path}
+    interpreter = interpreter_module.Interpreter(num_threads=threads, **given_as)
     interpreter.allocate_tensors()
     given = [d["index"] for d in interpreter.get_input_details()]
     wanted = [d["index"] for d in interpreter.get_output_details()]
