@@ -29,6 +29,11 @@ class _BatchNorm:
         return F.batch_norm(x, mean, var, scale, bias, self.training, self.momentum, self.epsilon)
 
 
+def _wide(x: Tensor, stash: torch.dtype) -> Tensor:
+    """In the precision that is asked for, or the input's own where that is higher."""
+    return x.to(torch.promote_types(x.dtype, stash))
+
+
 def _normalised(x: Tensor, axes: list[int], epsilon: float) -> tuple[Tensor, Tensor, Tensor]:
     """``x`` with mean 0 and variance 1 over the axes, the mean, and the inverse deviation."""
     variance, mean = torch.var_mean(x, axes, correction=0, keepdim=True)
@@ -58,7 +63,7 @@ def _group_norm(node: Node) -> Call:
     per_group = node.opset < 21  # scale and bias: one number per group, later one per channel
 
     def call(x: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
-        y, _, _ = _normalised(x.to(stash).reshape(x.shape[0], groups, -1), [2], epsilon)
+        y, _, _ = _normalised(_wide(x, stash).reshape(x.shape[0], groups, -1), [2], epsilon)
         if per_group:
             scale, bias = (v.repeat_interleave(x.shape[1] // groups) for v in (scale, bias))
         return y.reshape(x.shape).to(x.dtype) * _per_channel(scale, x) + _per_channel(bias, x)
@@ -73,10 +78,10 @@ def _layer_norm(node: Node) -> Call:
 
     def call(x: Tensor, scale: Tensor, bias: Tensor | None = None) -> Tensor | tuple[Tensor, ...]:
         shape = x.shape[axis:]
-        fits = x.dtype == stash and scale.shape == shape and (bias is None or bias.shape == shape)
+        fits = x.dtype == torch.promote_types(x.dtype, stash) and scale.shape == shape and (bias is None or bias.shape == shape)
         if fits and node.outputs == 1:
             return F.layer_norm(x, shape, scale, bias, epsilon)
-        y, mean, inverse = _normalised(x.to(stash), list(range(axis % x.dim(), x.dim())), epsilon)
+        y, mean, inverse = _normalised(_wide(x, stash), list(range(axis % x.dim(), x.dim())), epsilon)
         y = y.to(x.dtype) * scale
         y = y if bias is None else y + bias
         return y if node.outputs == 1 else (y, mean, inverse)[: node.outputs]
@@ -90,7 +95,7 @@ def _rms_norm(node: Node) -> Call:
     stash = DTYPES[node.attr("stash_type", 1)]
 
     def call(x: Tensor, scale: Tensor) -> Tensor:
-        wide = x.to(stash)
+        wide = _wide(x, stash)
         mean = torch.mean(wide * wide, list(range(axis % x.dim(), x.dim())), keepdim=True)
         return ((wide * torch.rsqrt(mean + epsilon)).to(scale.dtype) * scale).to(scale.dtype)
 

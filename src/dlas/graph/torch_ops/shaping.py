@@ -105,7 +105,7 @@ def _slice(node: Node) -> Call:
                 index[axis] = slice(start, end, step)
             else:  # torch has no negative steps
                 picked = range(*slice(start, end, step).indices(x.shape[axis]))
-                x = x.index_select(axis, torch.tensor(list(picked), dtype=torch.int64))
+                x = x.index_select(axis, torch.tensor(list(picked), dtype=torch.int64, device=x.device))
         return x[tuple(index)]
 
     return call
@@ -123,13 +123,15 @@ def _pad(node: Node) -> Call:
         over = [a % x.dim() for a in axes(args)] if axes is not None else list(range(x.dim()))
         pairs = {axis: (flat[i], flat[i + len(over)]) for i, axis in enumerate(over)}
         if mode == "constant":
-            return F.pad(
-                x, [p for axis in reversed(range(x.dim())) for p in pairs.get(axis, (0, 0))], value=value
-            )
+            around = [p for axis in reversed(range(x.dim())) for p in pairs.get(axis, (0, 0))]
+            if not isinstance(value, Tensor):
+                return F.pad(x, around, value=value)
+            inside = F.pad(torch.ones_like(x, dtype=torch.bool), around)
+            return torch.where(inside, F.pad(x, around), value.to(x.dtype))
         for axis, pair in pairs.items():
             if any(pair):
                 rows = np.pad(np.arange(x.shape[axis]), pair, mode=mode)
-                x = x.index_select(axis, torch.from_numpy(rows))
+                x = x.index_select(axis, torch.from_numpy(rows).to(x.device))
         return x
 
     return call
