@@ -285,6 +285,7 @@ _QUANTIZED = ("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "QL
 def _prepare(model: Model) -> ir.Model:
     """An editable copy, simplified, with every operator in the form the rules know."""
     from dlas.graph import passes
+    from dlas.graph.padding import fold_padding
 
     opset = model.ir.graph.opset_imports.get("", 0)
     if opset < 13:
@@ -306,6 +307,7 @@ def _prepare(model: Model) -> ir.Model:
     graph = model.editable()
     restore_weights(graph.graph)
     passes.simplify(graph)
+    fold_padding(graph)  # no runtime does so once both ends are quantised
     lower(graph.graph)
     return graph
 
