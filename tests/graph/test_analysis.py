@@ -169,7 +169,7 @@ def test_zeros_of_a_grid_with_a_zero_point() -> None:
         (residual, "float32"),
         (residual_nhwc, "float32"),
         (residual_half, "float16"),
-        (residual_quantized, "int8 QDQ"),
+        (residual_quantized, "int8 per-channel"),
     ],
 )
 def test_kind(make: Any, kind: str) -> None:
@@ -191,7 +191,7 @@ def test_other_kinds() -> None:
         helper.make_node("MatMul", ["x", "d"], ["y"]),
     ]
     weights = {"w": np.ones((4, 4), np.int8), "s": np.array(1, np.float32)}
-    assert summary(model_of(quantised, weights, ["N", 4], 2))["kind"] == "int8 weights"
+    assert summary(model_of(quantised, weights, ["N", 4], 2))["kind"] == "dynamic-range int8"
     assert summary(model_of([helper.make_node("Relu", ["x"], ["y"])], {}, ["N", 4], 2))["kind"] == "float32"
 
 

@@ -57,6 +57,7 @@ class Weight:
         nbytes: Bytes in the file, with the scales and zero points that belong to it.
         zeros: Values that stand for exactly 0.
         decoded: How it becomes what the layer multiplies by: ``""``, ``DequantizeLinear`` or ``Cast``.
+        scales: Number of scales of its grid, 0 without one.
     """
 
     name: str
@@ -66,6 +67,7 @@ class Weight:
     nbytes: int
     zeros: int
     decoded: str = ""
+    scales: int = 0
 
     @property
     def size(self) -> int:
@@ -117,8 +119,10 @@ def summary(model: Model) -> dict[str, Any]:
     Returns:
         ``params``, ``macs`` (None when a shape is unknown), ``model_bytes`` (the ONNX file), ``model_zstd_bytes`` (that
         file compressed by Zstandard at level 19), ``weight_bytes``, ``sparsity`` (zeros among all kernels and
-        matrices), ``ops`` (operator to count, most frequent first) and ``kind`` (``float32``, ``float16``,
-        ``float16 weights``, ``int8 QDQ``, ``int8 weights``, ``int8`` for integer operators, or ``mixed``).
+        matrices), ``ops`` (operator to count, most frequent first) and ``kind``: ``float32``, ``float16``, ``float16
+        weights``; with integer activations ``int8 per-channel``, ``int8 per-tensor``, ``uint8``, ``int4`` or
+        ``int16x8`` (int16 activations, int8 weights); with integer weights and float activations ``dynamic-range int8``
+        (small layers may have stayed float); ``int8`` for integer operators; else ``mixed``.
 
     A tensor that several layers share counts once.
     """
@@ -188,7 +192,7 @@ def diff(before: Model, after: Model) -> list[dict[str, str]]:
 
 def weight_of(value: ir.Value | None) -> Weight | None:
     """The stored tensor behind ``value``, looking through dequantisation, casts and transposes; None if computed."""
-    decoded, bits, extra, zero_point = "", 0, 0, np.zeros(0)
+    decoded, bits, extra, scales, zero_point = "", 0, 0, 0, np.zeros(0)
     while value is not None and value.const_value is None:
         node = value.producer()
         if node is None or node.op_type not in _DECODERS or node.domain not in ("", "com.microsoft"):
@@ -199,6 +203,7 @@ def weight_of(value: ir.Value | None) -> Weight | None:
             bits = source.dtype.bitwidth if source.dtype is not None else 8
             side = [_constant(v) for v in node.inputs[1:]]
             extra += sum(a.nbytes for a in side)
+            scales = max(scales, side[0].size if side else 0)
             zero_point = side[1] if len(side) > 1 else zero_point
         elif node.op_type == "Cast" and not decoded:
             decoded = node.op_type
@@ -208,6 +213,8 @@ def weight_of(value: ir.Value | None) -> Weight | None:
     tensor = value.const_value
     array = tensor.numpy()
     zero = zero_point.reshape(-1)[0] if zero_point.size and not np.ptp(zero_point) else 0
+    if bits == 8 and array.dtype == np.int8 and _on_four_bits(array):
+        bits = 4
     return Weight(
         str(value.name),
         array.shape,
@@ -216,7 +223,13 @@ def weight_of(value: ir.Value | None) -> Weight | None:
         tensor.nbytes + extra,
         int((array == zero).sum()),
         decoded,
+        scales,
     )
+
+
+def _on_four_bits(array: np.ndarray) -> bool:
+    """Whether int8 numbers only use the levels of int4: ONNX before opset 21 has no smaller place for them."""
+    return array.size >= 64 and array.min() >= -8 and array.max() <= 7 and bool(array.any())
 
 
 def _shaped(model: Model) -> tuple[ir.Model, int]:
@@ -329,31 +342,50 @@ def _static(value: ir.Value | None) -> tuple[int, ...] | None:
 
 
 def _kind(model: Model, nodes: Iterable[ir.Node]) -> str:
-    kinds = {_node_kind(node, kernel) for node in nodes for kernel in _kernels(node)}
-    if not kinds:
+    sizes: Counter[str] = Counter()
+    for node in nodes:
+        for kernel in _kernels(node):
+            sizes[_node_kind(node, kernel)] += kernel.size
+    if not sizes:
         return model.inputs[0].dtype if model.inputs else "none"
-    return kinds.pop() if len(kinds) == 1 else "mixed"
+    kinds = set(sizes)
+    if kinds == {"int8 per-channel", "int8 per-tensor"}:
+        return "int8 per-channel"  # matrices have one scale even where kernels have many
+    main = sizes.most_common(1)[0][0]
+    if main.startswith("dynamic-range") and kinds == {main, "float32"}:
+        return main  # converters leave small tensors as they are
+    return main if len(kinds) == 1 else "mixed"
 
 
 def _node_kind(node: ir.Node, kernel: Weight) -> str:
     if kernel.decoded == "DequantizeLinear":
-        # the name of the grid: the stored dtype, or for weights quantised on the fly its width
-        grid = kernel.dtype if "int" in kernel.dtype else f"int{kernel.bits}"
+        # the name of the grid: the stored dtype, or for weights on fewer levels its width
+        grid = kernel.dtype if "int" in kernel.dtype and kernel.bits >= 8 else f"int{kernel.bits}"
         source = node.inputs[0].producer() if node.inputs[0] is not None else None
-        return f"{grid} {'QDQ' if source is not None and _is_quantized(source) else 'weights'}"
+        activations = "" if source is None else _activations(source)
+        if not activations:
+            return f"dynamic-range {grid}"
+        if activations == "int16":
+            return "int16x8" if grid == "int8" else f"int16x{kernel.bits}"
+        return f"{grid} {'per-channel' if kernel.scales > 1 else 'per-tensor'}" if grid == "int8" else grid
     if kernel.decoded == "Cast":
         return f"{kernel.dtype} weights"
     return kernel.dtype
 
 
-def _is_quantized(node: ir.Node) -> bool:
-    """Whether ``node`` hands on a dequantised tensor, perhaps only reshaped."""
+def _activations(node: ir.Node) -> str:
+    """The integers behind what ``node`` hands on, perhaps only reshaped; empty when it is float."""
     while node.op_type in ("Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze", "Identity"):
         before = node.inputs[0].producer() if node.inputs[0] is not None else None
         if before is None:
-            return False
+            return ""
         node = before
-    return node.op_type == "DequantizeLinear"
+    if node.op_type == "DequantizeLinear":
+        return "int8"
+    # ONNX before opset 21 dequantises 16 bits by a Cast and a Mul.
+    cast = node.inputs[0].producer() if node.op_type == "Mul" and node.inputs[0] is not None else None
+    source = cast.inputs[0] if cast is not None and cast.op_type == "Cast" else None
+    return "int16" if source is not None and source.dtype == ir.DataType.INT16 else ""
 
 
 def _matched(old: list[Layer], new: list[Layer]) -> list[tuple[Layer | None, Layer | None]]:

@@ -190,7 +190,8 @@ def _network(model: Any, data: bytes) -> Network:
     )
     metadata = _metadata(model, constants)
     network = Network(tuple(tensors), operations, inputs, outputs, metadata, description, unread)
-    _check_order(network)
+    if not unread:  # otherwise it is refused with all that cannot be read
+        _check_order(network)
     return network
 
 
