@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from dlas.core.errors import OptionError
+from dlas.core.text import printable
 
 if TYPE_CHECKING:
     from dlas.core.figure import Figure
@@ -35,12 +35,13 @@ Preprocess = Annotated[
     ),
 ]
 
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+_TEXT = 1_000_000
+_CELL = 300  # characters of a table's cell
 
 
 def clean(text: object) -> str:
-    """Text fit for a terminal: control characters, which a hostile file could carry, are removed."""
-    return _CONTROL.sub("", str(text))
+    """Text fit for a terminal: what a hostile file could carry is removed, and what is very long is cut."""
+    return printable(text)
 
 
 def say(text: str) -> None:
@@ -55,7 +56,7 @@ def write_json(value: Any) -> None:
 
 def write_text(text: str) -> None:
     """Plain text on standard output."""
-    sys.stdout.write(clean(text).rstrip() + "\n")
+    sys.stdout.write(printable(text, _TEXT).rstrip() + "\n")
 
 
 def write_table(columns: Sequence[str], rows: Iterable[Sequence[object]], title: str = "") -> None:
@@ -65,12 +66,13 @@ def write_table(columns: Sequence[str], rows: Iterable[Sequence[object]], title:
     from rich.text import Text
 
     numeric = {"ms", "MiB", "KiB", "params", "MACs"}
-    table = Table(title=title or None, title_justify="left", header_style="bold", box=None, pad_edge=False)
+    heading = Text(printable(title, _CELL)) if title else None
+    table = Table(title=heading, title_justify="left", header_style="bold", box=None, pad_edge=False)
     for column in columns:
         right = any(word in column for word in numeric)
         table.add_column(column, justify="right" if right else "left", overflow="fold")
     for row in rows:
-        table.add_row(*(Text(clean(cell)) for cell in row))
+        table.add_row(*(Text(printable(cell, _CELL)) for cell in row))
     console = Console(file=sys.stdout, soft_wrap=False)
     if not console.is_terminal:
         console = Console(file=sys.stdout, width=240)

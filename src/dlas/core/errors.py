@@ -10,6 +10,8 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+_LONGEST = 2000  # characters
+
 
 class DlasError(Exception):
     """Anything dlas refuses to do, with the reason and the way out."""
@@ -17,9 +19,10 @@ class DlasError(Exception):
     exit_code = 2
 
     def __init__(self, message: str, hint: str = "") -> None:
-        super().__init__(message)
-        self.message = message
-        self.hint = hint
+        # A name of ten million letters is no message.
+        self.message = message if len(message) <= _LONGEST else f"{message[:_LONGEST]}…"
+        self.hint = hint if len(hint) <= _LONGEST else f"{hint[:_LONGEST]}…"
+        super().__init__(self.message)
 
     def __str__(self) -> str:
         return f"{self.message} ({self.hint})" if self.hint else self.message
@@ -37,7 +40,7 @@ class UnknownNameError(DlasError):
 
     def __init__(self, kind: str, name: str, known: Iterable[str], hint: str = "") -> None:
         names = sorted(known)
-        close = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
+        close = difflib.get_close_matches(name[:100], names, n=3, cutoff=0.5)
         if close:
             guess = "did you mean " + " or ".join(repr(c) for c in close) + "?"
         elif names:

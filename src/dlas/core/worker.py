@@ -27,6 +27,7 @@ from dlas.core import _wire
 from dlas.core.errors import DlasError, StorageError
 from dlas.core.figure import Outcome
 from dlas.core.files import scratch_folder
+from dlas.core.text import printable
 
 _ROOM = "make room on the disk, or point DLAS_CACHE, TMPDIR and the output at one that has"
 _TICK_S = 0.05
@@ -172,10 +173,7 @@ class Worker:
         # pread, because the child shares the file's position.
         text = os.pread(self._log.fileno(), _TAIL_BYTES, max(0, end - _TAIL_BYTES)).decode(errors="replace")
         text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text)
-        lines = [
-            re.sub(r"[^\t\x20-\U0010ffff]", "", line.rstrip("\r").rsplit("\r", 1)[-1])
-            for line in text.split("\n")
-        ]
+        lines = [printable(line.rstrip("\r").rsplit("\r", 1)[-1], _TAIL_BYTES) for line in text.split("\n")]
         return "\n".join([line.rstrip() for line in lines if line.strip()][-_TAIL_LINES:])
 
     def close(self) -> None:

@@ -36,7 +36,7 @@ _NEVER_FOLDED = frozenset(
 def infer_shapes(graph: ir.Model) -> None:
     """Fill in shapes and dtypes of all values as far as ONNX shape inference (with data propagation) gets."""
     # Where inference stops is seen in the shapes; the pass would log a traceback as well.
-    logging.getLogger("onnx_ir").setLevel(logging.ERROR)
+    logging.getLogger("onnx_ir").setLevel(logging.CRITICAL)
     common.ShapeInferencePass(check_type=False, strict_mode=False, data_prop=_propagates_little(graph))(graph)
 
 

@@ -50,7 +50,7 @@ class Reference:
         }[level]
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
-        options.log_severity_level = 3
+        options.log_severity_level = 4
         self.model = model
         self._outputs = [spec.name for spec in model.outputs]
         try:

@@ -94,7 +94,7 @@ class OnnxFormat(Format):
             return ()
 
     def _interpret(self, data: bytes, path: Path) -> Model:
-        logging.getLogger("onnx_ir").setLevel(logging.ERROR)  # what it warns of becomes one error here
+        logging.getLogger("onnx_ir").setLevel(logging.CRITICAL)  # what it warns of becomes one error here
         proto = _parse(data, path.name)
         digest = hashlib.sha256(data)
         check_size(proto, path.name, len(data), self.options.max_nodes)
