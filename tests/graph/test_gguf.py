@@ -246,6 +246,7 @@ HOSTILE: dict[str, tuple[bytes, str]] = {
     "key with controls": (packed((pair("a\x1b[2Jb", 0, b"\0"),)), "control"),
     "alignment 0": (packed((pair("general.alignment", 4, b"\0" * 4),)), "power of two"),
     "alignment 24": (packed((pair("general.alignment", 4, struct.pack("<I", 24)),)), "power of two"),
+    "alignment truth": (packed((pair("general.alignment", 7, b"\1"),)), "power of two"),
     "alignment text": (packed((pair("general.alignment", 8, text("32")),)), "power of two"),
     "tensor beyond the file": (packed((), (described("w", (2**40,)),)), "the file has"),
     "tensor product beyond 64 bit": (packed((), (described("w", (2**63,) * 8),)), "the file has"),

@@ -237,7 +237,7 @@ class _Reader:
 
     def _alignment(self, metadata: Mapping[str, Any]) -> int:
         value = metadata.get("general.alignment", ALIGNMENT)
-        if not isinstance(value, int) or value <= 0 or value & (value - 1):
+        if type(value) is not int or value <= 0 or value & (value - 1):
             raise self._wrong(f"general.alignment is {_short(value)}; a power of two is accepted")
         return value
 
@@ -346,5 +346,5 @@ _UNSIGNED: Mapping[str, struct.Struct] = {o + c: struct.Struct(o + c) for o in "
 
 def _short(value: object, most: int = 60) -> str:
     """A value of the file, fit for one line."""
-    text = repr(value[: most + 1] if isinstance(value, str | bytes) else value)
+    text = repr(value[: most + 1] if isinstance(value, str | bytes | list) else value)
     return text if len(text) <= most else text[: most - 1] + "…"
