@@ -1,11 +1,13 @@
 """Run a model file on the runtime that owns its format, without any translation of ours in between.
 
 This is the judge of importers and exporters: what ONNX Runtime says of an ``.onnx`` file, LiteRT of a ``.tflite``
-file and torch of a checkpoint. The functions are called in a worker process.
+file, torch of a checkpoint, Keras of its own files and TensorFlow of a SavedModel folder. The functions are called in
+a worker process.
 """
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +16,9 @@ import numpy as np
 
 from dlas.core.errors import ShapeError, UnsupportedError
 from dlas.core.lazy import optional_import
+from dlas.graph.formats.keras import open_network
+from dlas.graph.formats.keras.loading import tensorflow
+from dlas.graph.formats.keras.savedmodel import is_saved_model
 
 OWNERS = {
     ".onnx": "onnxruntime",
@@ -24,13 +29,18 @@ OWNERS = {
     ".pt": "torch",
     ".pth": "torch",
     ".pt2": "torch",
+    ".h5": "keras",
+    ".hdf5": "keras",
+    ".keras": "keras",
 }
 
 BLOCK = 100  # rows per run of a network that takes any number
 
 
 def owner(path: Path) -> str:
-    """Name of the runtime that owns a file's format."""
+    """Name of the runtime that owns the format of a file or folder."""
+    if path.is_dir() and is_saved_model(path):
+        return "keras"
     try:
         return OWNERS[path.suffix.lower()]
     except KeyError:
@@ -58,7 +68,7 @@ def answers(
         UnsupportedError: No runtime owns the file, or an output without a row per sample needs several runs.
         ShapeError: The file has another number of inputs.
     """
-    runners = {"onnxruntime": _onnx, "litert": _tflite, "torch": _torch}
+    runners = {"onnxruntime": _onnx, "litert": _tflite, "torch": _torch, "keras": _keras}
     runner = runners[owner(Path(path))](path, architecture, threads)
     if runner.inputs != len(inputs):
         raise ShapeError(f"{Path(path).name} has {runner.inputs} inputs, {len(inputs)} were given")
@@ -161,3 +171,19 @@ def _torch(path: str, architecture: str, threads: int) -> _Runner:
 
     first = model.inputs[0].shape[:1]
     return _Runner(run, len(model.inputs), first[0] if first and isinstance(first[0], int) else 0)
+
+
+def _keras(path: str, architecture: str, threads: int) -> _Runner:
+    # The same static checks and the same loader as the importer's, but no translation.
+    tf = tensorflow()
+    with contextlib.suppress(RuntimeError):  # it has run something already, and keeps the threads it has
+        tf.config.threading.set_intra_op_parallelism_threads(threads)
+        tf.config.threading.set_inter_op_parallelism_threads(1)
+    opened = open_network(Path(path))
+    answer = tf.function(opened.function, autograph=False, input_signature=list(opened.inputs))
+    first = opened.inputs[0].shape[:1]
+    return _Runner(
+        lambda arrays: [np.asarray(y) for y in answer(*map(tf.constant, arrays))],
+        len(opened.inputs),
+        (first[0] or 0) if len(first) else 0,
+    )

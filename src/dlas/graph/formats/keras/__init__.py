@@ -1,4 +1,4 @@
-"""Keras files (``.h5``, ``.keras``) and TensorFlow SavedModel folders, read by TensorFlow once they were found harmless.
+"""Keras files (``.h5``, ``.keras``) and SavedModel folders, read by TensorFlow once they were found harmless.
 
 A model of Keras is a program as much as data: it names classes to import, holds functions as bytecode, and layers may
 read files. ``config.py``, ``hdf5.py``, ``archive.py`` and ``savedmodel.py`` judge a file without TensorFlow;
@@ -33,7 +33,9 @@ class Keras(Format):
     """Reader of Keras 2 and Keras 3 files and of SavedModel folders."""
 
     name = "keras"
-    summary = "Keras 2 and 3 (.h5, .hdf5, .keras) and TensorFlow SavedModel folders; never runs code from the file"
+    summary = (
+        "Keras 2 and 3 (.h5, .hdf5, .keras) and TensorFlow SavedModel folders; never runs code from the file"
+    )
     requires: ClassVar[Mapping[str, str]] = {"tensorflow": "keras"}
     suffixes = (".h5", ".hdf5", ".keras")
     load_seconds = 120.0
@@ -43,7 +45,9 @@ class Keras(Format):
     class Options:
         """Options of the reader."""
 
-        signature: str = option("", "signature of a SavedModel to read; serving_default, or the only one, if empty")
+        signature: str = option(
+            "", "signature of a SavedModel to read; serving_default, or the only one, if empty"
+        )
         allow_nan: bool = option(False, "accept weights that are NaN or infinite")
         max_bytes: int = option(_LIMIT, "largest model to read, weights included", low=1)
 
@@ -86,52 +90,59 @@ class Keras(Format):
         """
         from dlas.graph.formats.keras.conversion import to_graph
 
-        opened = self.open(path)
+        options = self.options
+        opened = open_network(path, options.signature, options.max_bytes, allow_nan=options.allow_nan)
         graph, notes = to_graph(opened, path.name, allow_nan=self.options.allow_nan)
         source = {"format": "keras", "path": path.name, "framework": opened.loader, "sha256": _digest(path)}
         versions = step_versions("tensorflow", "keras", "tf-keras", "tf2onnx", "onnx")
-        options: dict[str, Any] = {"format": "keras", "opset": OPSET, "loader": opened.loader}
+        recipe: dict[str, Any] = {"format": "keras", "opset": OPSET, "loader": opened.loader}
         if self.options.signature:
-            options["signature"] = self.options.signature
-        step = Step("import", options, versions, (*opened.notes, *notes))
+            recipe["signature"] = self.options.signature
+        step = Step("import", recipe, versions, (*opened.notes, *notes))
         return Model(graph, source=source, history=(step,)).renamed(path.stem)
 
-    def open(self, path: Path) -> Opened:
-        """Check a file or folder and let TensorFlow open it; raises as :meth:`load`."""
-        if path.is_dir():
-            program = savedmodel.inspect(path, self.options.max_bytes)
-            from dlas.graph.formats.keras.loading import open_saved_model
 
-            return open_saved_model(path, program.signatures, self.options.signature)
-        self.check(path)
-        from dlas.graph.formats.keras.loading import open_keras
+def open_network(
+    path: Path, signature: str = "", max_bytes: int = _LIMIT, *, allow_nan: bool = False
+) -> Opened:
+    """Check a file or folder and let TensorFlow open it; arguments and errors as the options and :meth:`Keras.load`."""
+    if path.is_dir():
+        program = savedmodel.inspect(path, max_bytes)
+        from dlas.graph.formats.keras.loading import open_saved_model
 
-        return open_keras(path)
+        return open_saved_model(path, program.signatures, signature)
+    written_by = check(path, max_bytes, allow_nan=allow_nan)
+    from dlas.graph.formats.keras.loading import open_keras
 
-    def check(self, path: Path) -> None:
-        """Refuse a file that TensorFlow must not see; raises as :meth:`load`."""
-        head, zipped = _head(path), path.suffix.lower() == ".keras"
-        if zipped and head == hdf5.SIGNATURE:
-            raise ModelError(f"{path.name} is an HDF5 file", "give it the ending .h5")
-        if not zipped and head.startswith(_ARCHIVE):
-            raise ModelError(f"{path.name} is a zip archive", "give it the ending .keras")
-        size = path.stat().st_size
-        if size > self.options.max_bytes:
-            raise ModelError(
-                f"{path.name} has {size} bytes, at most {self.options.max_bytes} are read", "raise max_bytes"
-            )
-        limits = {"allow_nan": self.options.allow_nan, "limit": self.options.max_bytes}
-        if zipped:
-            text, _ = archive.open_archive(path, **limits)
-        else:
-            hdf5.scan(path, path.name, size, **limits)
-            found = hdf5.attribute(path, "model_config", path.name)
-            if found is None:
-                raise UnsupportedError(
-                    f"{path.name} holds weights only, not the network they belong to", "save the whole model"
-                )
-            text = found
-        read_config(text, path.name)
+    return open_keras(path, written_by)
+
+
+def check(path: Path, max_bytes: int = _LIMIT, *, allow_nan: bool = False) -> str:
+    """Refuse a file that Keras must not see, without Keras; raises as :meth:`Keras.load`.
+
+    Returns:
+        The version of Keras that wrote it, or an empty string.
+    """
+    head, zipped = _head(path), path.suffix.lower() == ".keras"
+    if zipped and head == hdf5.SIGNATURE:
+        raise ModelError(f"{path.name} is an HDF5 file", "give it the ending .h5")
+    if not zipped and head.startswith(_ARCHIVE):
+        raise ModelError(f"{path.name} is a zip archive", "give it the ending .keras")
+    size = path.stat().st_size
+    if size > max_bytes:
+        raise ModelError(f"{path.name} has {size} bytes, at most {max_bytes} are read", "raise max_bytes")
+    if zipped:
+        packed = archive.open_archive(path, allow_nan=allow_nan, limit=max_bytes)
+        read_config(packed.config, path.name)
+        return packed.written_by
+    hdf5.scan(path, path.name, size, allow_nan=allow_nan, limit=max_bytes)
+    config = hdf5.attribute(path, "model_config", path.name)
+    if config is None:
+        raise UnsupportedError(
+            f"{path.name} holds weights only, not the network they belong to", "save the whole model"
+        )
+    read_config(config, path.name)
+    return (hdf5.attribute(path, "keras_version", path.name) or b"").decode(errors="replace")
 
 
 def _head(path: Path) -> bytes:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
+import json
 import stat
 import zipfile
+import zlib
+from dataclasses import dataclass
 from pathlib import Path
 
 from dlas.core.errors import ModelError, UnsupportedError
@@ -15,11 +19,26 @@ CONFIG, METADATA, WEIGHTS = "config.json", "metadata.json", "model.weights.h5"
 _MEMBERS = {CONFIG: MAX_TEXT, METADATA: 2**20, WEIGHTS: None}
 _BLOAT = 20  # Keras does not compress; a file that someone packed again stays far below
 _FAULTS = (zipfile.BadZipFile, ArithmeticError, EOFError, LookupError, NotImplementedError, OSError, RuntimeError,
-           ValueError, zipfile.zlib.error)  # fmt: skip
+           ValueError, zlib.error)  # fmt: skip
 
 
-def open_archive(path: Path, *, allow_nan: bool, limit: int) -> tuple[bytes, tuple[Array, ...]]:
-    """Configuration (JSON text) and arrays of an archive.
+@dataclass(frozen=True)
+class Archive:
+    """What an archive holds.
+
+    Attributes:
+        config: The configuration, JSON text.
+        arrays: The weights.
+        written_by: Version of Keras that wrote it, or an empty string.
+    """
+
+    config: bytes
+    arrays: tuple[Array, ...]
+    written_by: str
+
+
+def open_archive(path: Path, *, allow_nan: bool, limit: int) -> Archive:
+    """Read an archive without Keras.
 
     Raises:
         ModelError: Damaged, a zip bomb, members that are doubled, lie outside or are links, NaN weights.
@@ -30,12 +49,21 @@ def open_archive(path: Path, *, allow_nan: bool, limit: int) -> tuple[bytes, tup
             members = _members(archive, path, limit)
             config = _read(archive, members[CONFIG])
             weights = _read(archive, members[WEIGHTS])
+            about = _read(archive, members[METADATA]) if METADATA in members else b"{}"
     except _FAULTS as error:
         raise damaged(path.name, error) from error
     arrays = scan(
         io.BytesIO(weights), f"{path.name}: {WEIGHTS}", len(weights), allow_nan=allow_nan, limit=limit
     )
-    return config, arrays
+    return Archive(config, arrays, _version(about))
+
+
+def _version(about: bytes) -> str:
+    with contextlib.suppress(ValueError, RecursionError):
+        found = json.loads(about)
+        if isinstance(found, dict) and isinstance(found.get("keras_version"), str):
+            return found["keras_version"]
+    return ""
 
 
 def _members(archive: zipfile.ZipFile, path: Path, limit: int) -> dict[str, zipfile.ZipInfo]:
@@ -56,11 +84,13 @@ def _members(archive: zipfile.ZipFile, path: Path, limit: int) -> dict[str, zipf
             continue
         if name.startswith("assets/"):
             raise UnsupportedError(
-                f"{path.name}: it brings the file {name!r} for a layer to read", "export it without such layers"
+                f"{path.name}: it brings the file {name!r} for a layer to read",
+                "export it without such layers",
             )
         if name not in _MEMBERS:
             raise UnsupportedError(
-                f"{path.name}: it packs {name!r}; accepted: {', '.join(_MEMBERS)}", "save it again with Keras 3"
+                f"{path.name}: it packs {name!r}; accepted: {', '.join(_MEMBERS)}",
+                "save it again with Keras 3",
             )
         if entry.file_size > (_MEMBERS[name] or limit):
             raise ModelError(f"{path.name}: {name!r} claims {entry.file_size} bytes, too many to read")
@@ -80,5 +110,7 @@ def _read(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> bytes:
     with archive.open(entry) as member:
         content = member.read(entry.file_size + 1)
     if len(content) != entry.file_size:
-        raise ModelError(f"{entry.filename!r} declares {entry.file_size} bytes and holds {len(content)} or more")
+        raise ModelError(
+            f"{entry.filename!r} declares {entry.file_size} bytes and holds {len(content)} or more"
+        )
     return content

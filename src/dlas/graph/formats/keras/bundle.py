@@ -47,7 +47,9 @@ def check_bundle(folder: Path, name: str, limit: int) -> None:
     except (WireError, IndexError) as error:
         raise ModelError(f"{name}: {index.name} is damaged", "copy the folder again, completely") from error
     if sum(sizes) > limit:
-        raise ModelError(f"{name}: its variables take {sum(sizes)} bytes, at most {limit} are read", "raise max_bytes")
+        raise ModelError(
+            f"{name}: its variables take {sum(sizes)} bytes, at most {limit} are read", "raise max_bytes"
+        )
 
 
 def _check_entry(key: bytes, entry: memoryview, sizes: list[int], what: str) -> None:

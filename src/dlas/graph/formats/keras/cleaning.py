@@ -30,6 +30,7 @@ _RULES = (
     "add_0",
     "sub_0",
 )
+_SHAPING = ("Reshape", "Squeeze", "Transpose", "Unsqueeze")
 _NAMED_INPUTS = {
     "Conv": ("", "weight", "bias"),
     "ConvTranspose": ("", "weight", "bias"),
@@ -67,21 +68,78 @@ def clean(graph: ir.Model, opened: Opened) -> None:
 
     tidy(graph)
     rewriter.RewritePass([getattr(common, f"{name}_rule") for name in _RULES])(graph)
+    for node in list(graph.graph):
+        if node.op_type == "BatchNormalization":
+            _flatten_norm(graph.graph, node)
+        elif node.op_type in ("LSTM", "GRU", "RNN"):
+            _drop_zero_states(node)
     tidy(graph)
     _rename(graph, opened)
+
+
+def _flatten_norm(graph: ir.Graph, norm: ir.Node) -> None:
+    """A batch norm of a matrix works on the matrix itself, without the two axes of one that were put around it."""
+    before, after = norm.inputs[0], norm.outputs[0]
+    channels = _sizes(norm.inputs[1])
+    while before is not None and len(_sizes(before)) != 2:
+        node = before.producer()
+        if node is None or node.op_type not in _SHAPING:
+            return
+        before = node.inputs[0]
+    while len(_sizes(after)) != 2:
+        uses = list(after.uses())
+        if len(uses) != 1 or after.is_graph_output() or uses[0].node.op_type not in _SHAPING:
+            return
+        after = uses[0].node.outputs[0]
+    if (
+        before is None
+        or after is norm.outputs[0]
+        or _sizes(before)[-1:] != channels
+        or _sizes(after)[-1:] != channels
+    ):
+        return
+    if after.is_graph_output():
+        return
+    norm.replace_input_with(0, before)
+    result = norm.outputs[0]
+    ir.convenience.replace_all_uses_with(after, result)
+    result.shape = ir.Shape(list(before.shape or ()))
+
+
+def _drop_zero_states(node: ir.Node) -> None:
+    """Initial states of zeros are what ONNX assumes where there are none."""
+    for index in (5, 6):
+        if index < len(node.inputs) and _is_zero(node.inputs[index]):
+            node.replace_input_with(index, None)
+
+
+def _is_zero(value: ir.Value | None) -> bool:
+    if value is None:
+        return False
+    if value.const_value is not None:
+        return not value.const_value.numpy().any()
+    node = value.producer()
+    if node is None or node.op_type not in (*_SHAPING, "Concat", "Expand", "Identity", "Tile"):
+        return False
+    return all(_is_zero(v) for v in (node.inputs if node.op_type == "Concat" else node.inputs[:1]))
+
+
+def _sizes(value: ir.Value | None) -> tuple[object, ...]:
+    return () if value is None or value.shape is None else tuple(value.shape)
 
 
 def _rename(graph: ir.Model, opened: Opened) -> None:
     model = getattr(opened.model, "name", "")
     ends = {id(v): str(v.name) for v in (*graph.graph.inputs, *graph.graph.outputs)}
     taken = set(ends.values())
-    nodes = sorted(graph.graph, key=lambda n: n.op_type not in _NAMED_INPUTS)  # layers with weights choose first
-    paths = {id(n): _path(str(n.name), model) for n in nodes}
+    nodes = sorted(
+        graph.graph, key=lambda n: n.op_type not in _NAMED_INPUTS
+    )  # layers with weights choose first
+    places = {id(n): _place(n, model) for n in nodes}
     for node in nodes:
-        path = paths[id(node)]
-        layer = path.rpartition("/")[0]
-        wanted = layer if layer and layer not in taken else path or node.op_type.lower()
-        node.name = _fresh(wanted, taken)
+        place, kind = places[id(node)], node.op_type.lower()
+        free = place and (place not in taken or ends.get(id(node.outputs[0])) == place)
+        node.name = _fresh(place if free else f"{place}/{kind}" if place else kind, taken)
     for node in graph.graph:
         for index, value in enumerate(node.outputs):
             if id(value) not in ends:
@@ -90,16 +148,21 @@ def _rename(graph: ir.Model, opened: Opened) -> None:
         named = _NAMED_INPUTS.get(node.op_type, ())
         for index, value in enumerate(node.inputs):
             if value is not None and value.is_initializer() and id(value) not in ends:
-                part = named[index] if index < len(named) else str(index)
+                part = named[index] if index < len(named) and named[index] else str(index)
                 ends[id(value)] = value.name = _fresh(f"{node.name}.{part}", taken)
     _forget_notes(graph, (v for node in graph.graph for v in node.outputs))
 
 
-def _path(name: str, model: str) -> str:
-    """A node's place without what the translator put around it: ``conv2d_1/BiasAdd``."""
+def _place(node: ir.Node, model: str) -> str:
+    """The layer a node belongs to: ``block/conv2d`` of ``StatefulPartitionedCall/model/block/conv2d/BiasAdd``."""
+    name = str(node.name)
+    if name.startswith("node_"):  # a rule made it, and kept the name of what it computes
+        name = str(node.outputs[0].name)
+    name = re.sub(r":\d+$", "", name)
     name = re.sub(r"__\d+$", "", name)
     name = re.sub(r"^(StatefulPartitionedCall(_\d+)?/|PartitionedCall(_\d+)?/)+", "", name)
-    return name.removeprefix(f"{model}/") if model else name
+    name = name.removeprefix(f"{model}/") if model else name
+    return re.sub(r"/(batchnorm|moments)$", "", name.rpartition("/")[0])
 
 
 def _fresh(name: str, taken: set[str]) -> str:

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from dlas.core.errors import ModelError, UnsupportedError
+from dlas.graph.formats.keras.accepted import ACTIVATIONS, LAYERS, OPERATIONS, PARTS, TF_CALLS
 
 MAX_TEXT = 64 * 2**20  # bytes of a configuration; 10,000 layers take about 10 MB
 _MAX_DEPTH = 200  # nested models and wrappers stay far below
@@ -20,70 +21,7 @@ _LARGEST = 2**31  # of any number: units, filters, sizes
 _OPEN_ENDS = (2**63 - 1, -(2**63), 1e9, -1e9, 3.4028234663852886e38, -3.4028234663852886e38)
 _NOT_SIZES = frozenset({"shared_object_id", "seed"})  # an address, and any number at all
 
-# Layers that compute with tensors only. Left out on purpose: Lambda (bytecode), TFSMLayer, TorchModuleWrapper,
-# JaxLayer and FlaxLayer (code from elsewhere), StringLookup, IntegerLookup, TextVectorization, Hashing and
-# DenseFeatures (text and vocabulary files).
-_LAYERS = """
-    Activation ActivityRegularization AdaptiveAveragePooling1D AdaptiveAveragePooling2D AdaptiveAveragePooling3D
-    AdaptiveMaxPooling1D AdaptiveMaxPooling2D AdaptiveMaxPooling3D Add AdditiveAttention AlphaDropout Attention AugMix
-    AutoContrast Average AveragePooling1D AveragePooling2D AveragePooling3D AvgPool1D AvgPool2D AvgPool3D
-    BatchNormalization BatchNormalizationV1 BatchNormalizationV2 Bidirectional CategoryEncoding CenterCrop Concatenate Conv1D
-    Conv1DTranspose Conv2D Conv2DTranspose Conv3D Conv3DTranspose ConvLSTM1D ConvLSTM2D ConvLSTM3D Convolution1D
-    Convolution1DTranspose Convolution2D Convolution2DTranspose Convolution3D Convolution3DTranspose Cropping1D
-    Cropping2D Cropping3D CutMix Dense DepthwiseConv1D DepthwiseConv2D Dot Dropout ELU EinsumDense Embedding
-    Equalization Flatten GRU GRUCell GRUV1 GRUV2 GaussianDropout GaussianNoise GlobalAveragePooling1D
-    GlobalAveragePooling2D GlobalAveragePooling3D GlobalAvgPool1D GlobalAvgPool2D GlobalAvgPool3D GlobalMaxPool1D
-    GlobalMaxPool2D GlobalMaxPool3D GlobalMaxPooling1D GlobalMaxPooling2D GlobalMaxPooling3D GroupNormalization
-    GroupQueryAttention Identity InputLayer LSTM LSTMCell LSTMV1 LSTMV2 LayerNormalization LeakyReLU
-    LocallyConnected1D LocallyConnected2D Masking MaxPool1D MaxPool2D MaxPool3D MaxPooling1D MaxPooling2D MaxPooling3D
-    Maximum Minimum MixUp MultiHeadAttention Multiply Normalization PReLU Permute RMSNormalization RNN RandAugment
-    RandomBrightness RandomColorDegeneration RandomColorJitter RandomContrast RandomCrop RandomErasing RandomFlip
-    RandomGaussianBlur RandomGrayscale RandomHeight RandomHue RandomInvert RandomPerspective RandomPosterization
-    RandomRotation RandomSaturation RandomSharpness RandomShear RandomTranslation RandomWidth RandomZoom ReLU
-    RepeatVector Rescaling Reshape Resizing ReversibleEmbedding SeparableConv1D SeparableConv2D SeparableConvolution1D
-    SeparableConvolution2D SimpleRNN SimpleRNNCell Softmax Solarization SpatialDropout1D SpatialDropout2D
-    SpatialDropout3D SpectralNormalization StackedRNNCells Subtract ThresholdedReLU TimeDistributed UnitNormalization
-    UpSampling1D UpSampling2D UpSampling3D ZeroPadding1D ZeroPadding2D ZeroPadding3D
-"""
-_PARTS = """
-    Functional Model Sequential DTypePolicy FloatDTypePolicy Policy
-    Constant GlorotNormal GlorotUniform HeNormal HeUniform IdentityInitializer LecunNormal LecunUniform Ones Orthogonal
-    OrthogonalInitializer RandomNormal RandomUniform TruncatedNormal VarianceScaling Zeros
-    L1 L1L2 L2 OrthogonalRegularizer MaxNorm MinMaxNorm NonNeg RadialConstraint UnitNorm
-    __keras_tensor__ __tensor__ __numpy__ __ellipsis__ __slice__ __tuple__
-"""
-# Functions of keras.ops that a functional model may hold as nodes; none takes a function or touches a file.
-_OPERATIONS = """
-    Abs Absolute Add Amax Amin Arctan Average BroadcastTo Ceil Clip Concatenate Cos Divide Dot Einsum Equal Exp
-    ExpandDims Flip Floor FloorDivide Greater GreaterEqual Less LessEqual Log Log1p LogicalAnd LogicalNot LogicalOr
-    Matmul Max Maximum Mean Min Minimum Mod Moveaxis Multiply Negative NotEqual OnesLike Pad Power Prod Reciprocal
-    Repeat Reshape Roll Round Sign Sin Split Sqrt Square Squeeze Stack Std Subtract Sum Swapaxes Take Tan Tanh
-    Tensordot Tile Transpose TrueDivide Var Where ZerosLike GetItem AveragePool BatchNorm Celu Conv ConvTranspose
-    DepthwiseConv DepthToSpace DotProductAttention Elu Gelu Glu HardSigmoid HardSilu HardTanh LayerNorm LeakyRelu
-    LogSigmoid LogSoftmax MaxPool Moments Normalize OneHot RMSNorm Relu Relu6 Selu SeparableConv Sigmoid Silu Softmax
-    Softplus Softsign SpaceToDepth Erf Erfc Logsumexp Rsqrt TopK Resize Cast Norm Slice StopGradient Unstack
-"""
-ACTIVATIONS = frozenset(
-    """
-    celu elu exponential gelu glu hard_shrink hard_sigmoid hard_silu hard_swish hard_tanh leaky_relu linear log_sigmoid
-    log_softmax mish relu relu6 selu sigmoid silu soft_shrink softmax softplus softsign sparse_plus squareplus swish
-    tanh tanh_shrink threshold
-    """.split()
-)
-# Keras 2 stored plain TensorFlow calls of a functional model by the name of the function.
-_TF_CALLS = frozenset(
-    """
-    __operators__.add __operators__.getitem abs add cast clip_by_value compat.v1.transpose concat convert_to_tensor exp
-    expand_dims identity image.resize linalg.matmul math.abs math.add math.divide math.exp math.log math.maximum
-    math.minimum math.multiply math.negative math.pow math.reciprocal math.reduce_max math.reduce_mean math.reduce_min
-    math.reduce_sum math.rsqrt math.sigmoid math.sqrt math.square math.squared_difference math.subtract math.tanh
-    math.truediv matmul maximum minimum multiply nn.avg_pool2d nn.bias_add nn.depth_to_space nn.elu nn.gelu
-    nn.leaky_relu nn.max_pool2d nn.relu nn.relu6 nn.selu nn.sigmoid nn.silu nn.softmax nn.softplus nn.space_to_depth
-    nn.tanh pad pow reduce_max reduce_mean reduce_min reduce_sum repeat reshape reverse sigmoid slice split sqrt square
-    squeeze stack strided_slice subtract tanh tile transpose truediv unstack where zeros_like
-    """.split()
-)
-_CLASSES = frozenset((_LAYERS + _PARTS + _OPERATIONS).split())
+_CLASSES = LAYERS | PARTS | OPERATIONS
 _TF_LAYERS = frozenset({"TFOpLambda", "SlicingOpLambda"})
 _MODULE = re.compile(
     r"^(tf_)?keras(\.src)?(\.(layers|initializers|regularizers|constraints|activations|models|engine|ops"
@@ -97,7 +35,9 @@ _CODE = {
     "TorchModuleWrapper": "a pickled PyTorch module (TorchModuleWrapper)",
     "__typespec__": "a TensorFlow type of its own (__typespec__)",
 }
-_TEXT = frozenset({"TextVectorization", "StringLookup", "IntegerLookup", "Hashing", "HashedCrossing", "DenseFeatures"})
+_TEXT = frozenset(
+    {"TextVectorization", "StringLookup", "IntegerLookup", "Hashing", "HashedCrossing", "DenseFeatures"}
+)
 
 
 def read_config(text: bytes | str, file: str) -> dict[str, Any]:
@@ -107,6 +47,11 @@ def read_config(text: bytes | str, file: str) -> dict[str, Any]:
         ModelError: Not JSON, too large or too deep, or it holds code.
         UnsupportedError: It names layers or functions that are not Keras's own, or that read files; all are named.
     """
+    if isinstance(text, bytes):
+        # One reading for everyone: JSON in bytes might be taken for UTF-16 by one reader and not by the next.
+        if b"\0" in text:
+            raise ModelError(f"{file}: its configuration is not text", "save it again with Keras")
+        text = text.decode("utf-8", errors="replace")
     if len(text) > MAX_TEXT:
         raise ModelError(f"{file}: its configuration has {len(text)} bytes, at most {MAX_TEXT} are read")
     try:
@@ -114,7 +59,9 @@ def read_config(text: bytes | str, file: str) -> dict[str, Any]:
     except RecursionError as error:
         raise ModelError(f"{file}: its configuration is nested too deeply", "export it again") from error
     except ValueError as error:
-        raise ModelError(f"{file}: its configuration is not JSON: {error}", "save it again with Keras") from error
+        raise ModelError(
+            f"{file}: its configuration is not JSON: {error}", "save it again with Keras"
+        ) from error
     if not isinstance(config, dict) or "class_name" not in config:
         raise ModelError(f"{file}: its configuration describes no network", "save it again with Keras")
     # Losses and metrics are never built: reading passes compile=False.
@@ -148,7 +95,9 @@ def _objects(config: Any, file: str) -> Iterator[Mapping[str, Any]]:
     while waiting:
         item, depth = waiting.pop()
         if depth > _MAX_DEPTH:
-            raise ModelError(f"{file}: its configuration is nested deeper than {_MAX_DEPTH}", "export it again")
+            raise ModelError(
+                f"{file}: its configuration is nested deeper than {_MAX_DEPTH}", "export it again"
+            )
         if isinstance(item, Mapping):
             count += 1
             if count > _MAX_OBJECTS:
@@ -157,7 +106,9 @@ def _objects(config: Any, file: str) -> Iterator[Mapping[str, Any]]:
             waiting += [(value, depth + 1) for key, value in item.items() if key not in _NOT_SIZES]
         elif isinstance(item, list):
             waiting += [(value, depth + 1) for value in item]
-        elif isinstance(item, int | float) and _LARGEST <= abs(item) < float("inf") and item not in _OPEN_ENDS:
+        elif (
+            isinstance(item, int | float) and _LARGEST <= abs(item) < float("inf") and item not in _OPEN_ENDS
+        ):
             raise ModelError(f"{file}: its configuration holds the number {item:.4g}, no size of a network")
 
 
@@ -182,14 +133,18 @@ def _strangers(entry: Mapping[str, Any], kind: Any) -> Iterator[str]:
     inner = entry.get("config")
     if kind == "function":
         # Keras looks such a function up in any module; activations are the only ones a network needs.
-        if not isinstance(inner, str) or inner not in ACTIVATIONS or registered not in (None, "function", inner):
+        if (
+            not isinstance(inner, str)
+            or inner not in ACTIVATIONS
+            or registered not in (None, "function", inner)
+        ):
             yield f"function {_shown(module)}.{_shown(inner)}"
         elif module not in (None, "builtins", "keras.activations"):
             yield f"module {_shown(module)}"
         return
     if kind in _TF_LAYERS:
         called = inner.get("function") if isinstance(inner, Mapping) else None
-        if called not in _TF_CALLS:
+        if called not in TF_CALLS:
             yield f"TensorFlow function {_shown(called)}"
     elif kind in _TEXT:
         yield f"{kind} (it works on text or reads files)"

@@ -17,7 +17,8 @@ from dlas.core.errors import ModelError, UnsupportedError
 from dlas.core.lazy import optional_import
 from dlas.graph.formats._onnx_tensors import check_tensors
 from dlas.graph.formats.keras.cleaning import clean, express
-from dlas.graph.formats.keras.loading import Opened, kept_apart, tensorflow, unroll
+from dlas.graph.formats.keras.loading import Opened, tensorflow
+from dlas.graph.formats.keras.tracing import plain, unroll
 from dlas.graph.formats.onnx import _normal_form
 from dlas.graph.model import OPSET, Model
 
@@ -62,12 +63,13 @@ def _translated(opened: Opened, file: str) -> onnx.ModelProto:
     tfonnx = optional_import("tf2onnx.tfonnx", extra="keras", needed_for="translating a Keras network")
     try:
         with _quiet():
-            with kept_apart(tf):
+            with plain(tf, opened.model):
                 traced = tf.function(opened.function, autograph=False, input_signature=list(opened.inputs))
                 traced = traced.get_concrete_function()
-            given = [t.name for t in traced.inputs if t.dtype != tf.resource]
+            given = [t.name for t in traced.inputs[: len(opened.inputs)]]
             wanted = [t.name for t in traced.outputs]
             frozen = loader.from_function(traced, given, wanted)
+            _fix_captures(tf, frozen, traced)
             with tf.Graph().as_default() as graph:
                 tf.import_graph_def(frozen, name="")
                 found = tfonnx.process_tf_graph(
@@ -82,15 +84,32 @@ def _translated(opened: Opened, file: str) -> onnx.ModelProto:
     return proto
 
 
+def _fix_captures(tf: Any, frozen: Any, traced: Any) -> None:
+    """Tensors that the function refers to without being given them become constants; variables are already."""
+    outside = traced.inputs[len(traced.inputs) - len(traced.captured_inputs) :]
+    held = {
+        inner.name.split(":")[0]: outer
+        for inner, outer in zip(outside, traced.captured_inputs, strict=True)
+        if inner.dtype != tf.resource
+    }
+    for node in frozen.node:
+        if node.op == "Placeholder" and node.name in held:
+            value = held[node.name].numpy()
+            node.op = "Const"
+            for key in [k for k in node.attr if k != "dtype"]:
+                del node.attr[key]
+            node.attr["value"].tensor.CopyFrom(tf.make_tensor_proto(value))
+
+
 def _optimizers(optimizer: Any) -> Mapping[str, Any]:
     """All of tf2onnx's own, less the fusion of batch norms into convolutions: fine-tuning needs them apart."""
-    from tf2onnx.optimizer import back_to_back_optimizer
+    module = optimizer.back_to_back_optimizer
 
-    class BackToBack(back_to_back_optimizer.BackToBackOptimizer):
+    class BackToBack(module.BackToBackOptimizer):
         """The same without that one rule."""
 
         def _optimize(self, graph: Any) -> Any:
-            rules = back_to_back_optimizer._func_map
+            rules = module._func_map
             held = rules.pop(("Conv", "BatchNormalization"), None)
             try:
                 return super()._optimize(graph)
@@ -105,12 +124,18 @@ def _name_ends(proto: onnx.ModelProto, opened: Opened) -> None:
     """Names and shapes of inputs and outputs as the Keras network declares them, the batch free as ``N``."""
     graph = proto.graph
     if len(graph.input) != len(opened.inputs):
-        unused = [s.name for s in opened.inputs if not any(v.name.split(":")[0] == s.name for v in graph.input)]
-        raise UnsupportedError(f"the inputs {', '.join(unused)} are not used", "save the network without them")
+        unused = [
+            s.name for s in opened.inputs if not any(v.name.split(":")[0] == s.name for v in graph.input)
+        ]
+        raise UnsupportedError(
+            f"the inputs {', '.join(unused)} are not used", "save the network without them"
+        )
     renamed = {v.name: s.name for v, s in zip(graph.input, opened.inputs, strict=True)}
     for value, name in zip(graph.output, opened.outputs, strict=True):
         if value.name in renamed:
-            raise UnsupportedError(f"the output {name!r} is an input as it stands", "save the network without it")
+            raise UnsupportedError(
+                f"the output {name!r} is an input as it stands", "save the network without it"
+            )
         renamed[value.name] = name
     inner = {o for node in graph.node for o in node.output} | {t.name for t in graph.initializer}
     for name in set(renamed.values()) & (inner - set(renamed)):
@@ -162,7 +187,9 @@ def _largest_difference(graph: ir.Model, opened: Opened, file: str) -> float | N
     for spec, tensor in zip(model.outputs, wanted, strict=True):
         want, got = np.asarray(tensor, np.float64), np.asarray(answers[spec.name], np.float64)
         if not np.isfinite(want).all():
-            raise ModelError(f"{file}: the network answers NaN or infinity on random input (output {spec.name!r})")
+            raise ModelError(
+                f"{file}: the network answers NaN or infinity on random input (output {spec.name!r})"
+            )
         error = float(np.max(np.abs(got - want), initial=0.0)) if got.shape == want.shape else np.inf
         if not error <= TOLERANCE * max(1.0, float(np.max(np.abs(want), initial=0.0))):
             raise ModelError(
@@ -194,4 +221,6 @@ def _quiet() -> Iterator[None]:
 
 
 def _line(error: BaseException) -> str:
-    return next((line.strip()[:300] for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    return next(
+        (line.strip()[:300] for line in str(error).splitlines() if line.strip()), type(error).__name__
+    )

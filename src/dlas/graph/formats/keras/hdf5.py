@@ -88,7 +88,16 @@ def damaged(file: str, error: BaseException) -> ModelError:
 
 
 # What h5py raises on bytes that make no sense.
-_FAULTS = (ArithmeticError, AttributeError, LookupError, MemoryError, OSError, RuntimeError, TypeError, ValueError)
+_FAULTS = (
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    MemoryError,
+    OSError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
 
 
 def _arrays(h5py: Any, opened: Any, file: str, size: int, allow_nan: bool, limit: int) -> Iterator[Array]:
@@ -102,7 +111,8 @@ def _arrays(h5py: Any, opened: Any, file: str, size: int, allow_nan: bool, limit
             )
         if total > _BLOAT * size + 2**20:
             raise ModelError(
-                f"{file} is {size} bytes but claims to unpack to {total} and more: refused", "save it again with Keras"
+                f"{file} is {size} bytes but claims to unpack to {total} and more: refused",
+                "save it again with Keras",
             )
         # The optimizer's state is never loaded.
         if not allow_nan and dataset.dtype.kind == "f" and not name.startswith("optimizer"):

@@ -1,6 +1,8 @@
 """TensorFlow opens what was found harmless, and traces it into one function from input tensors to output tensors.
 
-Keras 3 is tried first, then tf_keras, which still reads what Keras 2 wrote. Everything TensorFlow is imported here.
+The library that wrote a file is tried first: Keras 3, or tf_keras for what Keras 1 and 2 wrote. Keras 3 reads many of
+those files as well, but some names changed their meaning (``hard_sigmoid`` is another function), so that it would
+answer otherwise without a word.
 """
 
 from __future__ import annotations
@@ -15,8 +17,7 @@ from typing import Any
 from dlas.core.errors import ModelError, OptionError, UnsupportedError
 from dlas.core.lazy import distribution_version, installed, optional_import
 
-_LIBRARIES = {"keras": "keras", "tf_keras": "tf-keras"}  # module and distribution, in the order they are tried
-_RECURRENT = ("GRU", "LSTM", "SimpleRNN", "RNN", "ConvLSTM1D", "ConvLSTM2D", "ConvLSTM3D")
+_LIBRARIES = {"keras": "keras", "tf_keras": "tf-keras"}  # module and distribution
 
 
 @dataclass(frozen=True)
@@ -59,16 +60,21 @@ def tensorflow() -> Any:
     return tf
 
 
-def open_keras(path: Path) -> Opened:
+def open_keras(path: Path, written_by: str) -> Opened:
     """Open a Keras file that has been checked.
+
+    Args:
+        path: The file.
+        written_by: Version of Keras it names, or an empty string.
 
     Raises:
         ModelError: No installed library can read it; says why, for each.
         UnsupportedError: The network does not say what goes into it.
     """
     tf = tensorflow()
-    reasons: list[str] = []
-    for module, distribution in _LIBRARIES.items():
+    old = written_by.startswith(("1.", "2."))
+    reasons: list[str] = [f"written by Keras {written_by[:20]}"] if written_by else []
+    for module, distribution in sorted(_LIBRARIES.items(), reverse=old):
         if not installed(module):
             reasons.append(f"{distribution} is not installed")
             continue
@@ -119,95 +125,46 @@ def open_saved_model(folder: Path, signatures: Sequence[str], wanted: str) -> Op
     return Opened(run, specs, outputs, (), loader, (f"signature {name!r} of the SavedModel",))
 
 
-def unroll(opened: Opened) -> bool:
-    """Let recurrent layers of a fixed number of steps be written out step by step; whether there are any."""
-    found = False
-    for layer in _all_layers(opened.model):
-        if type(layer).__name__ in _RECURRENT and not layer.unroll:
-            layer.unroll = found = True
-    return found
-
-
-@contextlib.contextmanager
-def kept_apart(tf: Any) -> Iterator[None]:
-    """While this lasts, batch norms are traced as one operator and layers keep their names.
-
-    Keras 3, and tf_keras for inputs that are no pictures, spell a batch norm out as a product and a sum, which
-    constant folding then merges into the weights of the layer before it.
-    """
-    from keras.src import backend
-    from keras.src.backend.common.name_scope import current_path
-
-    places = [tf.nn, tf.compat.v2.nn]
-    spelled, scope = tf.nn.batch_normalization, backend.name_scope
-
-    def whole(x: Any, mean: Any, variance: Any, offset: Any, scale: Any, variance_epsilon: Any, name: Any = None):  # noqa: ANN202
-        channels = x.shape[-1]
-        over_last = bool(mean.shape) and mean.shape[-1] == mean.shape.num_elements() == channels
-        if not 2 <= len(x.shape) <= 4 or not over_last or x.dtype != tf.float32:
-            return spelled(x, mean, variance, offset, scale, variance_epsilon, name)
-        mean, variance, offset, scale = (
-            v if v is None else tf.reshape(v, (channels,)) for v in (mean, variance, offset, scale)
-        )
-        ones = [axis + 1 for axis in range(4 - len(x.shape))]
-        for axis in ones:
-            x = tf.expand_dims(x, axis)
-        x = tf.compat.v1.nn.fused_batch_norm(
-            x,
-            tf.ones_like(mean) if scale is None else scale,
-            tf.zeros_like(mean) if offset is None else offset,
-            mean,
-            variance,
-            variance_epsilon,
-            is_training=False,
-        )[0]
-        return tf.squeeze(x, ones) if ones else x
-
-    class Scope(scope):  # type: ignore[valid-type, misc]
-        """A scope that TensorFlow does not number, however often it is entered."""
-
-        def __enter__(self) -> Any:
-            path = "/".join(filter(None, (current_path(), self.name)))
-            self._tf_name_scope = tf.name_scope(path + "/")
-            return super().__enter__()
-
-    try:
-        for place in places:
-            place.batch_normalization = whole
-        backend.name_scope = Scope
-        yield
-    finally:
-        for place in places:
-            place.batch_normalization = spelled
-        backend.name_scope = scope
-
-
 def _opened(tf: Any, library: Any, model: Any, loader: str, notes: tuple[str, ...], file: str) -> Opened:
     tensors = getattr(model, "inputs", None)
     if not tensors:
-        raise UnsupportedError(f"{file} does not say the shape of its inputs", "build the network, then save it")
+        raise UnsupportedError(
+            f"{file} does not say the shape of its inputs", "build the network, then save it"
+        )
     names = _distinct([t.name.split(":")[0] for t in tensors])
     specs = tuple(tf.TensorSpec(t.shape, t.dtype, name=n) for t, n in zip(tensors, names, strict=True))
-    named = [str(n) for n in getattr(model, "output_names", None) or ()]
-    produced = tf.nest.flatten(model.outputs)
-    outputs = _distinct(named if len(named) == len(produced) else [f"output_{i}" for i in range(len(produced))])
+    outputs = _distinct(_output_names(tf, model))
     structure = getattr(model, "_inputs_struct", None)
     if structure is None:
         structure = getattr(model, "_nested_inputs", list(tensors))
 
     def run(*given: Any) -> list[Any]:
-        packed = tf.nest.pack_sequence_as(structure, given) if isinstance(structure, list | tuple | dict) else given[0]
+        packed = (
+            tf.nest.pack_sequence_as(structure, given)
+            if isinstance(structure, list | tuple | dict)
+            else given[0]
+        )
         return tf.nest.flatten(model(packed, training=False))
 
-    layers = tuple(layer.name for layer in _all_layers(model))
+    layers = tuple(layer.name for layer in all_layers(model))
     return Opened(run, specs, tuple(outputs), layers, loader, notes, model)
 
 
-def _all_layers(model: Any) -> Iterator[Any]:
+def _output_names(tf: Any, model: Any) -> list[str]:
+    """The layers that give the outputs, as Keras itself names them."""
+    produced = tf.nest.flatten(model.outputs)
+    named = [str(n) for n in getattr(model, "output_names", None) or ()]
+    if len(named) == len(produced):
+        return named
+    made_by = [getattr(getattr(t, "_keras_history", None), "operation", None) for t in produced]
+    return [str(getattr(o, "name", f"output_{i}")) for i, o in enumerate(made_by)]
+
+
+def all_layers(model: Any) -> Iterator[Any]:
+    """Every layer of a Keras model, those inside other layers included; nothing for None."""
     if model is not None:
         flatten = getattr(model, "_flatten_layers", None)
-        for layer in flatten(recursive=True, include_self=False) if flatten else model.layers:
-            yield layer
+        yield from flatten(recursive=True, include_self=False) if flatten else model.layers
 
 
 def _signature(name: str, signatures: Sequence[str], wanted: str) -> str:
@@ -220,7 +177,8 @@ def _signature(name: str, signatures: Sequence[str], wanted: str) -> str:
         return "serving_default"
     if len(signatures) != 1:
         raise UnsupportedError(
-            f"{name} has {len(signatures)} signatures ({known}) and none is serving_default", "name one: signature=..."
+            f"{name} has {len(signatures)} signatures ({known}) and none is serving_default",
+            "name one: signature=...",
         )
     return signatures[0]
 

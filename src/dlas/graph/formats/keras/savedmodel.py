@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dlas.core.errors import ModelError, UnsupportedError
+from dlas.graph.formats.keras.accepted import CHECKPOINTS, OPERATORS
 from dlas.graph.formats.keras.bundle import check_bundle
 from dlas.graph.formats.keras.wire import WireError, messages, number, text
 
@@ -22,43 +23,6 @@ _MAX_NODES = 1_000_000
 _MAX_FILES = 10_000
 _MAX_CONSTANTS = 256 * 2**20  # bytes that constants may grow to beyond those in the file
 
-_OPERATORS = frozenset(
-    """
-    Abs Acos Acosh Add AddN AddV2 All Any ArgMax ArgMin Asin Asinh Assert Atan Atan2 Atanh AvgPool AvgPool3D BatchMatMul
-    BatchMatMulV2 BatchMatMulV3 BatchToSpaceND BiasAdd BiasAddV1 BitwiseAnd BitwiseOr BitwiseXor BroadcastArgs
-    BroadcastGradientArgs BroadcastTo Cast Ceil CheckNumerics ClipByValue CombinedNonMaxSuppression Concat ConcatV2 Const
-    Conv1D Conv2D Conv2DBackpropInput Conv3D Conv3DBackpropInputV2 Cos Cosh CropAndResize Cumprod Cumsum DepthToSpace
-    DepthwiseConv2dNative Div DivNoNan Einsum Elu Empty EnsureShape Equal Erf Erfc Exp ExpandDims Expm1
-    ExtractImagePatches FakeQuantWithMinMaxArgs FakeQuantWithMinMaxVars FakeQuantWithMinMaxVarsPerChannel Fill Floor
-    FloorDiv FloorMod FusedBatchNorm FusedBatchNormV2 FusedBatchNormV3 Gather GatherNd GatherV2 Greater GreaterEqual
-    Identity IdentityN If InvertPermutation IsFinite IsInf IsNan L2Loss LRN LeakyRelu LeftShift Less LessEqual LinSpace
-    Log Log1p LogSoftmax LogicalAnd LogicalNot LogicalOr LogicalXor MatMul MatrixBandPart MatrixDiag MatrixDiagPart
-    MatrixDiagPartV2 MatrixDiagPartV3 MatrixDiagV2 MatrixDiagV3 MatrixSetDiagV3 Max MaxPool MaxPool3D MaxPoolV2 Maximum
-    Mean Min Minimum MirrorPad Mul MulNoNan Ndtri Neg NextAfter NoOp NonMaxSuppressionV2 NonMaxSuppressionV3
-    NonMaxSuppressionV4 NonMaxSuppressionV5 NotEqual OneHot OnesLike Pack Pad PadV2 PartitionedCall Placeholder
-    PlaceholderWithDefault Pow PreventGradient Prod QuantizeAndDequantizeV2 QuantizeAndDequantizeV4 Range Rank RealDiv
-    Reciprocal Relu Relu6 Reshape ResizeArea ResizeBicubic ResizeBilinear ResizeNearestNeighbor ReverseSequence
-    ReverseV2 RightShift Rint Roll Round Rsqrt ScatterNd Select SelectV2 Selu Shape ShapeN Sigmoid Sign Sin Sinh Size
-    Slice Softmax Softplus Softsign SpaceToBatchND SpaceToDepth Split SplitV Sqrt Square SquaredDifference Squeeze
-    StatefulPartitionedCall StatelessIf StatelessWhile StopGradient StridedSlice Sub Sum Tan Tanh TensorListFromTensor
-    TensorListGetItem TensorListLength TensorListPopBack TensorListPushBack TensorListReserve TensorListResize
-    TensorListSetItem TensorListStack TensorListElementShape TensorListConcatV2 EmptyTensorList TensorScatterAdd
-    TensorScatterUpdate Tile TopKV2 Transpose TruncateDiv TruncateMod Unpack Where While Xdivy Xlogy ZerosLike
-    UnsortedSegmentSum UnsortedSegmentMax SegmentSum
-    AssignAddVariableOp AssignSubVariableOp AssignVariableOp DestroyResourceOp DisableCopyOnRead ReadVariableOp ResourceGather
-    VarHandleOp VarIsInitializedOp VariableShape
-    RandomStandardNormal RandomUniform RandomUniformInt TruncatedNormal RandomShuffle Multinomial
-    StatelessRandomGetKeyCounter StatelessRandomGetAlg StatelessRandomNormalV2 StatelessRandomUniformV2
-    StatelessRandomUniformFullIntV2 StatelessRandomUniformIntV2 StatelessTruncatedNormalV2 RngReadAndSkip
-    ReluGrad Relu6Grad TanhGrad SigmoidGrad RsqrtGrad SqrtGrad Conv2DBackpropFilter MaxPoolGrad AvgPoolGrad
-    BiasAddGrad ConcatOffset CudnnRNNBackpropV3 CudnnRNNV3 FusedBatchNormGradV3 EluGrad SeluGrad LeakyReluGrad SoftplusGrad
-    DepthwiseConv2dNativeBackpropFilter DepthwiseConv2dNativeBackpropInput
-    """.split()
-)
-# What every SavedModel has for writing checkpoints; never called when it is read through its object graph.
-_CHECKPOINTS = frozenset(
-    "MergeV2Checkpoints RestoreV2 SaveV2 ShardedFilename StaticRegexFullMatch StringJoin".split()
-)
 _ITEM = {1: 4, 2: 8, 3: 4, 4: 1, 5: 2, 6: 1, 8: 8, 9: 8, 10: 1, 14: 2, 17: 2, 18: 16, 19: 2, 22: 4, 23: 8}
 
 
@@ -115,7 +79,9 @@ def files(folder: Path, limit: int | None = None) -> tuple[Path, ...]:
     total = 0
     for path in folder.rglob("*"):
         if path.is_symlink():
-            raise ModelError(f"{folder.name}: {path.name!r} is a link", "copy the file itself into the folder")
+            raise ModelError(
+                f"{folder.name}: {path.name!r} is a link", "copy the file itself into the folder"
+            )
         if path.is_dir():
             continue
         if not path.is_file():
@@ -125,7 +91,9 @@ def files(folder: Path, limit: int | None = None) -> tuple[Path, ...]:
         if len(found) > _MAX_FILES:
             raise ModelError(f"{folder.name} holds more than {_MAX_FILES} files")
         if limit is not None and total > limit:
-            raise ModelError(f"{folder.name} holds more than the {limit} bytes that are read", "raise max_bytes")
+            raise ModelError(
+                f"{folder.name} holds more than the {limit} bytes that are read", "raise max_bytes"
+            )
     return tuple(sorted(found))
 
 
@@ -133,16 +101,20 @@ def _inspect(data: memoryview, name: str) -> Program:
     graphs = list(messages(data, 2))
     if len(graphs) != 1:
         raise UnsupportedError(
-            f"{name} holds {len(graphs)} graphs; one is read", "save it again with TensorFlow 2, for serving only"
+            f"{name} holds {len(graphs)} graphs; one is read",
+            "save it again with TensorFlow 2, for serving only",
         )
     (meta,) = graphs
     objects = list(messages(meta, 7))
     if not any(list(messages(part, 1)) for part in objects):
         raise UnsupportedError(
-            f"{name} was saved by TensorFlow 1, which this reader does not run", "save it again with TensorFlow 2"
+            f"{name} was saved by TensorFlow 1, which this reader does not run",
+            "save it again with TensorFlow 2",
         )
     if next(messages(meta, 6), None) is not None:
-        raise UnsupportedError(f"{name} brings files for its operators to read (assets)", "export it without them")
+        raise UnsupportedError(
+            f"{name} brings files for its operators to read (assets)", "export it without them"
+        )
     for part in objects:
         for node in messages(part, 1):
             if next(messages(node, 5), None) is not None or next(messages(node, 10), None) is not None:
@@ -167,11 +139,11 @@ def _check_operators(meta: memoryview, objects: list[memoryview], name: str) -> 
     strict = counter.reach(roots)
     refused: dict[str, None] = {}
     for label, bodies in functions.items():
-        accepted = _OPERATORS if label in strict else _OPERATORS | _CHECKPOINTS
+        accepted = OPERATORS if label in strict else OPERATORS | CHECKPOINTS
         for body in bodies:
             refused.update(dict.fromkeys(counter.strangers(messages(body, 3), accepted)))
     for graph in messages(meta, 2):
-        refused.update(dict.fromkeys(counter.strangers(messages(graph, 1), _OPERATORS | _CHECKPOINTS)))
+        refused.update(dict.fromkeys(counter.strangers(messages(graph, 1), OPERATORS | CHECKPOINTS)))
     if refused:
         shown = sorted(refused)
         more = f" and {len(shown) - 8} more" if len(shown) > 8 else ""
@@ -220,7 +192,10 @@ class _Counter:
     def _weigh(self, node: memoryview) -> None:
         for entry in messages(node, 5):
             for value in messages(entry, 2):
-                tensors = [*messages(value, 8), *(t for many in messages(value, 1) for t in messages(many, 8))]
+                tensors = [
+                    *messages(value, 8),
+                    *(t for many in messages(value, 1) for t in messages(many, 8)),
+                ]
                 for tensor in tensors:
                     self._grown += max(0, _claimed(tensor, self._name) - len(tensor))
         if self._grown > _MAX_CONSTANTS:
@@ -233,7 +208,10 @@ def _called(node: memoryview) -> Iterator[str]:
     """Names of the functions in the attributes of a node."""
     for entry in messages(node, 5):
         for value in messages(entry, 2):
-            for function in (*messages(value, 10), *(f for many in messages(value, 1) for f in messages(many, 9))):
+            for function in (
+                *messages(value, 10),
+                *(f for many in messages(value, 1) for f in messages(many, 9)),
+            ):
                 yield text(function, 1)
 
 
