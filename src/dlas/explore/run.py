@@ -12,7 +12,7 @@ import numpy as np
 
 from dlas.compress.method import methods
 from dlas.core.environment import fingerprint, load, machine_key
-from dlas.core.errors import DlasError
+from dlas.core.errors import DlasError, StorageError
 from dlas.core.figure import Figure, Outcome, Record, Source
 from dlas.core.options import Choice
 from dlas.core.statistics import proportion
@@ -273,7 +273,13 @@ def usable_objectives(objectives: tuple[Objective, ...], labelled: bool) -> tupl
 
 
 def failure_record(failure: DlasError, where: str) -> Record:
-    """The row of something that could not be done."""
+    """The row of something that could not be done.
+
+    Raises:
+        StorageError: It was for want of a disk, which says nothing about the point: it is tried again another time.
+    """
+    if isinstance(failure, StorageError):
+        raise failure
     if isinstance(failure, WorkerFailure):
         reason = f"{where}: {failure.reason}"
         return Record(failure.outcome, reason, stderr_tail=failure.stderr_tail)
