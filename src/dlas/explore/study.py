@@ -135,7 +135,7 @@ def load_result(storage: Storage, name: str) -> StudyResult:
 def _changes(storage: Storage, name: str, points: tuple[Point, ...]) -> dict[str, list[dict[str, Any]]]:
     """What the pipelines of these points changed; a study whose file was edited may know others."""
     known = storage.changes(name)
-    tried = dict.fromkeys(p.choices["compress"] for p in points)
+    tried = dict.fromkeys(p.choices.get("compress", "none") for p in points)
     return {pipeline: known[pipeline] for pipeline in tried if pipeline in known}
 
 

@@ -45,7 +45,7 @@ class Npz(Loader):
                 f"{path.name} holds the arrays {', '.join(names) or '(none)'}", f"expected one of {_SAMPLES}"
             )
         samples = _samples(_read(path, x_name), path, x_name)
-        classes = tuple(map(str, _read(path, name).reshape(-1))) if (name := _pick(names, _CLASSES)) else ()
+        classes = _texts(_read(path, name), path) if (name := _pick(names, _CLASSES)) else ()
         y_name = _pick(names, _LABELS)
         labels = _labels(_read(path, y_name), path, y_name, classes) if y_name else None
         task = "none" if labels is None else "classify"
@@ -102,6 +102,13 @@ def _read(path: Path, name: str) -> np.ndarray:
         with np.load(path, allow_pickle=False) as archive:
             return archive[name]
     except (*_FAULTS, MemoryError, OverflowError, TypeError) as error:
+        raise _refused(path, error) from error
+
+
+def _texts(names: np.ndarray, path: Path) -> tuple[str, ...]:
+    try:
+        return tuple(map(str, names.reshape(-1)))
+    except _FAULTS as error:  # four bytes that are no character
         raise _refused(path, error) from error
 
 

