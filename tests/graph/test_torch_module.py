@@ -412,3 +412,120 @@ def test_names_that_torch_cannot_hold_still_work() -> None:
     module = to_torch(model)
     assert len(list(module.parameters())) == 4
     weights_back(model, module)
+
+
+def test_weights_in_constant_nodes_are_trained_and_go_back() -> None:
+    weight = normal(4, 5)
+    nodes = [
+        helper.make_node("Constant", [], ["w"], value=numpy_helper.from_array(weight.T.copy())),
+        helper.make_node("Transpose", ["w2"], ["t"]),
+        helper.make_node("MatMul", ["x", "t"], ["h"]),
+        helper.make_node("MatMul", ["h", "w"], ["y"]),
+    ]
+    x = normal(2, 5)
+    model = model_of(nodes, {"x": x}, {"w2": normal(5, 5)}, {"y": 1})
+    module = to_torch(model)
+    module(torch.from_numpy(x)).square().sum().backward()
+    assert {n for n, p in module.named_parameters() if p.grad.abs().sum() > 0} == {"w", "w2"}
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter -= 0.1 * parameter.grad
+        want = module(torch.from_numpy(x)).numpy()
+    trained = Model(weights_back(model, module))
+    np.testing.assert_allclose(by_onnxruntime(trained, {"x": x})[0], want, rtol=1e-5, atol=1e-5)
+    assert not np.allclose(by_onnxruntime(model, {"x": x})[0], want, atol=1e-2)
+
+
+def test_what_is_not_learned() -> None:
+    """Initial states, masks with infinities, scales, and the values of a one-hot vector."""
+    constants = {
+        "w": normal(1, 4, 3), "r": normal(1, 4, 4), "h0": normal(1, 2, 4),
+        "mask": np.array([0, -np.inf, 0, 0], F), "values": np.array([0, 1], F), "depth": ints(4),
+    }  # fmt: skip
+    nodes = [
+        helper.make_node("RNN", ["x", "w", "r", "", "", "h0"], ["s"], hidden_size=4),
+        helper.make_node("Add", ["s", "mask"], ["m"]),
+        helper.make_node("Softmax", ["m"], ["p"]),
+        helper.make_node("ArgMax", ["p"], ["a"], axis=-1, keepdims=0),
+        helper.make_node("OneHot", ["a", "depth", "values"], ["o"]),
+        helper.make_node("Sub", ["p", "o"], ["y"]),
+    ]
+    x = normal(5, 2, 3)
+    model = model_of(nodes, {"x": x}, constants, {"y": 1})
+    module = to_torch(model)
+    assert {n for n, _ in module.named_parameters()} == {"w", "r"}
+    np.testing.assert_allclose(by_torch(model, {"x": x})[0], by_onnxruntime(model, {"x": x})[0], atol=1e-6)
+    module.train()(torch.from_numpy(x)).square().sum().backward()
+    assert all(p.grad.isfinite().all() for p in module.parameters())
+
+
+def test_dropout_drops_in_training_only() -> None:
+    node = helper.make_node("Dropout", ["x", "ratio"], ["y", "kept"])
+    model = model_of([node], {"x": np.ones((50, 40), F)}, {"ratio": F(0.25)}, {"y": 1, "kept": 9})
+    module, x = to_torch(model), torch.ones(50, 40)
+    torch.testing.assert_close(module(x)[0], x)
+    assert bool(module(x)[1].all())
+    torch.manual_seed(0)
+    y, kept = module.train()(x)
+    assert 0.7 < kept.float().mean().item() < 0.8
+    torch.testing.assert_close(y, kept.float() / 0.75)
+    torch.testing.assert_close(module.eval()(x)[0], x)
+
+
+def test_brain_floats_go_there_and_back() -> None:
+    weight = helper.make_tensor("w", TensorProto.BFLOAT16, [3], [1.5, -2.0, 0.25])
+    graph = helper.make_graph(
+        [helper.make_node("Mul", ["x", "w"], ["y"])],
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.BFLOAT16, [2, 3])],
+        [helper.make_tensor_value_info("y", TensorProto.BFLOAT16, [2, 3])],
+        [weight],
+    )
+    model = Model.from_proto(
+        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+    )
+    module = to_torch(model)
+    answer = module(torch.full((2, 3), 2.0, dtype=torch.bfloat16))
+    assert answer.dtype == torch.bfloat16
+    assert answer[0].tolist() == [3.0, -4.0, 0.5]
+    with torch.no_grad():
+        module.weights()["w"].add_(1.0)
+    stored = weights_back(model, module).graph.initializers["w"].const_value
+    assert stored.dtype.name == "BFLOAT16"
+    assert stored.numpy().astype(F).tolist() == [2.5, -1.0, 1.25]
+
+
+@pytest.mark.parametrize("kind", [np.uint16, np.uint32])
+def test_wide_unsigned_integers_wrap_as_they_should(kind: type) -> None:
+    top = np.iinfo(kind).max
+    a, b = np.array([top, 7, 1], kind), np.array([2, 2, 3], kind)
+    code = helper.np_dtype_to_tensor_dtype(np.dtype(kind))
+    nodes = [helper.make_node(op, ["a", "b"], [op]) for op in ("Add", "Div", "Less")]
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [helper.make_tensor_value_info(n, code, [3]) for n in "ab"],
+        [helper.make_tensor_value_info(n, c, [3]) for n, c in (("Add", code), ("Div", code), ("Less", 9))],
+    )
+    model = Model.from_proto(
+        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+    )
+    total, quotient, less = by_torch(model, {"a": a, "b": b})
+    assert total.dtype == kind
+    assert total.tolist() == [1, 9, 4]
+    assert quotient.tolist() == [top // 2, 3, 0]
+    assert less.tolist() == [False, False, True]
+
+
+def test_refused_uses_are_all_named_with_their_nodes() -> None:
+    nodes = [
+        helper.make_node("Resize", ["x", "", "s"], ["r"], name="first", mode="linear"),
+        helper.make_node(
+            "BatchNormalization", ["r", *"abcd"], ["y", "m", "v"], name="second", training_mode=1
+        ),
+        helper.make_node("Cast", ["y"], ["z"], name="third", to=TensorProto.UINT64),
+    ]
+    constants = {"s": np.array([1, 1, 2, 2], F), **{n: np.ones(3, F) for n in "abcd"}}
+    model = model_of(nodes, {"x": X4}, constants, {"z": TensorProto.UINT64})
+    with pytest.raises(UnsupportedError, match=r"'second': training mode .*; Cast 'third': dtype UINT64"):
+        to_torch(model)

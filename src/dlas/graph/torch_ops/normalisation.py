@@ -78,7 +78,11 @@ def _layer_norm(node: Node) -> Call:
 
     def call(x: Tensor, scale: Tensor, bias: Tensor | None = None) -> Tensor | tuple[Tensor, ...]:
         shape = x.shape[axis:]
-        fits = x.dtype == torch.promote_types(x.dtype, stash) and scale.shape == shape and (bias is None or bias.shape == shape)
+        fits = (
+            x.dtype == torch.promote_types(x.dtype, stash)
+            and scale.shape == shape
+            and (bias is None or bias.shape == shape)
+        )
         if fits and node.outputs == 1:
             return F.layer_norm(x, shape, scale, bias, epsilon)
         y, mean, inverse = _normalised(_wide(x, stash), list(range(axis % x.dim(), x.dim())), epsilon)
