@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -9,14 +10,15 @@ import textwrap
 import threading
 import time
 from enum import StrEnum
+from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dlas.core.cache import MANIFEST, Cache, default_root, key_of
-from dlas.core.errors import DlasError
+from dlas.core.cache import MANIFEST, Cache, default_root, kept_folder, key_of
+from dlas.core.errors import DlasError, StorageError
 
 KEY = key_of("key")
 
@@ -243,3 +245,111 @@ def test_killed_maker_leaves_neither_lock_nor_half_entry(tmp_path):
     assert make.count == 1
     assert not (folder / "half").exists()
     assert os.listdir(folder.parent) == [KEY]
+
+
+def begin(cache, key, text="half"):
+    """A step that keeps something and fails."""
+
+    def make(folder):
+        kept_folder(folder).mkdir(exist_ok=True)
+        (kept_folder(folder) / "state").write_text(text)
+        raise BrokenError
+
+    with pytest.raises(BrokenError):
+        cache.folder(key, make)
+
+
+class BrokenError(Exception):
+    pass
+
+
+def test_what_a_step_kept_is_there_when_it_is_tried_again_and_gone_when_it_is_done(tmp_path):
+    begin(Cache(tmp_path), KEY)
+    found = []
+
+    def make(folder):
+        found.append((kept_folder(folder) / "state").read_text())
+
+    Cache(tmp_path).folder(KEY, make)
+    assert found == ["half"]
+    assert os.listdir(tmp_path / ".work") == []
+
+
+def test_only_the_newest_unfinished_steps_are_kept(tmp_path):
+    keys = [key_of(n) for n in range(20)]
+    for age, key in enumerate(keys):
+        begin(Cache(tmp_path), key)
+        os.utime(tmp_path / ".work" / f"{key}.kept", (age, age))
+    Cache(tmp_path).folder(KEY, Made())
+    assert sorted(os.listdir(tmp_path / ".work")) == sorted(f"{key}.kept" for key in keys[4:])
+    assert Cache(tmp_path).size() > 0
+    Cache(tmp_path).clear()
+    assert os.listdir(tmp_path) == []
+
+
+def test_what_a_killed_process_left_of_another_step_goes_too(tmp_path):
+    other = key_of("other")
+    process = subprocess.Popen(
+        [
+            sys.executable,
+            "-c",
+            textwrap.dedent(SCRIPT),
+            str(tmp_path / "c"),
+            str(tmp_path / "log"),
+            "60",
+            other,
+        ]
+    )
+    while not (tmp_path / "log").exists():
+        time.sleep(0.02)
+    Cache(tmp_path / "c").folder(KEY, Made())
+    assert len(os.listdir(tmp_path / "c" / ".work")) == 2  # alive: its lock and its folder
+    process.kill()
+    process.wait()
+    Cache(tmp_path / "c").folder(KEY, Made())
+    assert not (tmp_path / "c" / ".work").exists()
+
+
+def test_a_cache_removed_meanwhile_is_said(tmp_path):
+    cache = Cache(tmp_path / "c")
+    cache.folder(KEY, Made())
+
+    def remove_all(folder):
+        shutil.rmtree(tmp_path / "c")
+        (folder / "result").write_text("")
+
+    def remove_input(folder):
+        shutil.rmtree(tmp_path / "c" / KEY[:2])
+        raise BrokenError
+
+    for make in (remove_all, remove_input):
+        with pytest.raises(StorageError, match="was removed while it was used"):
+            cache.folder(key_of(2), make)
+        cache.folder(KEY, Made())
+    begin(cache, key_of(3))  # another failure passes through
+
+
+def test_a_cache_that_can_only_be_read_is_of_use(tmp_path, monkeypatch):
+    Cache(tmp_path).folder(KEY, Made())
+    (tmp_path / ".work").mkdir(exist_ok=True)
+    (tmp_path / ".work" / f"{KEY}.lock").touch()
+
+    def refuse(*_, **__):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("dlas.core.cache.locked", refuse)
+    Cache(tmp_path).folder(KEY, Made())
+    with pytest.raises(DlasError, match="DLAS_CACHE"):
+        Cache(tmp_path).folder(key_of(2), Made())
+
+
+def test_no_home(monkeypatch):
+    for name in ("DLAS_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+
+    def homeless():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", homeless)
+    with pytest.raises(DlasError, match="DLAS_CACHE"):
+        default_root()

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
 import sys
+import tempfile
 import textwrap
 import threading
 import time
@@ -14,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dlas.core.errors import DataError, UnsupportedError
+from dlas.core.errors import DataError, StorageError, UnsupportedError
 from dlas.core.figure import Outcome
 from dlas.core.worker import Worker, WorkerFailure, run_in_worker
 
@@ -34,6 +36,28 @@ def count():
 
 def fail(kind: str):
     raise {"value": ValueError, "data": DataError, "unsupported": UnsupportedError}[kind]("seven is odd")
+
+
+def leave_a_file():
+    path = Path(tempfile.mkdtemp()) / "left"
+    path.write_text("left")
+    return str(path)
+
+
+def run_out(kind: str):
+    if kind == "ours":
+        raise StorageError("cannot write x: it is full", "make space")
+    if kind == "words":
+        raise RuntimeError("cc1: fatal error: error writing to /tmp/a.s: No space left on device")
+    raise OSError({"full": errno.ENOSPC, "read-only": errno.EROFS, "absent": errno.ENOENT}[kind], "said so")
+
+
+def break_streams():
+    full = os.open("/dev/full", os.O_WRONLY)
+    os.dup2(full, 1)
+    os.dup2(full, 2)
+    sys.stdout.write("x" * 100_000)
+    raise ValueError("after that")
 
 
 def chatter():
@@ -319,3 +343,36 @@ def test_tail_is_short_and_clean(worker):
     assert len(lines) == 20
     assert lines[-2:] == ["line 99", "100%"]
     assert "\x1b" not in "".join(lines)
+
+
+@pytest.mark.parametrize("end", ["close", "kill"])
+def test_temporary_files_of_a_worker_go_with_it(tmp_path, monkeypatch, end):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with Worker() as worker:
+        left = Path(worker.call("test_worker:leave_a_file"))
+        assert tmp_path in left.parents
+        assert left.exists()
+        if end == "kill":
+            os.kill(worker.pid, signal.SIGKILL)
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("kind", "storage"),
+    [("ours", True), ("words", True), ("full", True), ("read-only", True), ("absent", False)],
+)
+def test_a_full_disk_is_no_result_of_a_step(worker, kind, storage):
+    with pytest.raises(StorageError if storage else WorkerFailure) as caught:
+        worker.call("test_worker:run_out", kind)
+    assert caught.value.exit_code == (2 if storage else 1)
+    if storage:
+        assert ("make space" if kind == "ours" else "make room") in str(caught.value)
+    assert worker.call("test_worker:echo", 1)["args"] == (1,)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_log_that_cannot_be_written_costs_no_answer():
+    with Worker() as worker:
+        with pytest.raises((WorkerFailure, StorageError), match=r"after that|No space"):
+            worker.call("test_worker:break_streams")
+        assert worker.alive

@@ -80,13 +80,17 @@ def _describe(error: BaseException) -> dict[str, Any]:
     from dlas.core.errors import DlasError, StorageError, UnsupportedError
 
     known = isinstance(error, DlasError)
-    text = str(error) if known else f"{type(error).__name__}: {error}".rstrip(": ")
+    ours = isinstance(error, StorageError)
+    text = f"{type(error).__name__}: {error}".rstrip(": ")
+    if known:
+        text = error.message if ours else str(error)
     full = isinstance(error, OSError) and error.errno in _NO_ROOM
     return {
         "reason": " ".join(text.split()) or type(error).__name__,
         "unsupported": isinstance(error, UnsupportedError),
         # Compilers and other native code say it in words only.
-        "storage": full or isinstance(error, StorageError) or os.strerror(errno.ENOSPC) in text,
+        "storage": full or ours or os.strerror(errno.ENOSPC) in text,
+        "hint": error.hint if ours else "",
         "exit_code": error.exit_code if known else 1,
     }
 

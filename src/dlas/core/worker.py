@@ -160,7 +160,7 @@ class Worker:
         if "error" in reply:
             error = reply["error"]
             if error["storage"]:
-                raise StorageError(error["reason"], _ROOM)
+                raise StorageError(error["reason"], error["hint"] or _ROOM)
             outcome = Outcome.UNSUPPORTED if error["unsupported"] else Outcome.CRASH
             raise WorkerFailure(outcome, error["reason"], self.stderr_tail(), error["exit_code"])
         return reply["value"]
