@@ -76,9 +76,8 @@ class OnnxFormat(Format):
                 outside the file's folder.
             UnsupportedError: Control flow, unknown operators, sparse or text tensors, opset below 7; all are named.
         """
-        data = _read(path, self.options.max_bytes)
         try:
-            return self._interpret(data, path)
+            return self._interpret(path)
         except _FAULTS as error:
             raise ModelError(
                 f"{path.name} is malformed: {_line(error)}",
@@ -93,15 +92,17 @@ class OnnxFormat(Format):
         except ModelError:
             return ()
 
-    def _interpret(self, data: bytes, path: Path) -> Model:
+    def _interpret(self, path: Path) -> Model:
+        data = _read(path, self.options.max_bytes)
         logging.getLogger("onnx_ir").setLevel(logging.CRITICAL)  # what it warns of becomes one error here
         proto = _parse(data, path.name)
-        digest = hashlib.sha256(data)
-        check_size(proto, path.name, len(data), self.options.max_nodes)
+        digest, size = hashlib.sha256(data), len(data)
+        del data  # as large as the network, and from here on only its copy is needed
+        check_size(proto, path.name, size, self.options.max_nodes)
         drop_foreign(proto)
         refuse_sparse(proto, path.name)
         _refuse_other_types(proto, path.name)
-        for content in read_external(proto, path, self.options.max_bytes - len(data)):
+        for content in read_external(proto, path, self.options.max_bytes - size):
             digest.update(content)
         check_tensors(proto, path.name, allow_nan=self.options.allow_nan)
         graph = _normal_form(proto, path.name)
@@ -284,6 +285,7 @@ def _check(graph: ir.Model, name: str) -> None:
 
 def _upgrade(graph: ir.Model, name: str) -> ir.Model:
     old = graph.graph.opset_imports[""]
+    order, weights = list(graph.graph.initializers), _set_aside(graph.graph)
     proto = ir.to_proto(graph)
     failure = ""
     for target in (OPSET, KEPT_OPSET):
@@ -296,12 +298,40 @@ def _upgrade(graph: ir.Model, name: str) -> ir.Model:
         upgraded.metadata_props.update(graph.metadata_props)
         upgraded.producer_name, upgraded.producer_version = graph.producer_name, graph.producer_version
         _name_nodes(upgraded)
+        _put_back(upgraded.graph, weights, order)
         common.RemoveInitializersFromInputsPass()(upgraded)
         return upgraded
     raise UnsupportedError(
         f"{name} uses opset {old} and cannot be brought to {KEPT_OPSET}: {failure}",
         f"export it with opset {KEPT_OPSET} or newer",
     )
+
+
+def _set_aside(graph: ir.Graph) -> dict[str, ir.TensorProtocol]:
+    """Turn large weights into inputs: the converter needs none of their values and would copy them six times."""
+    weights = {}
+    for name, value in list(graph.initializers.items()):
+        tensor = value.const_value
+        if tensor is None or tensor.nbytes <= _EXTERNAL_FROM:
+            continue
+        value.shape = ir.Shape(tensor.numpy().shape) if value.shape is None else value.shape
+        value.type = ir.TensorType(tensor.dtype) if value.type is None else value.type
+        weights[name] = tensor
+        value.const_value = None
+        graph.initializers.pop(name)
+        graph.inputs.append(value)
+    return weights
+
+
+def _put_back(graph: ir.Graph, weights: dict[str, ir.TensorProtocol], order: list[str]) -> None:
+    for value in graph.inputs:
+        if value.name in weights:
+            value.const_value = weights[value.name]
+            graph.register_initializer(value)
+    kept = {name: graph.initializers.pop(name) for name in order if name in graph.initializers}
+    for value in (*kept.values(), *graph.initializers.values()):
+        graph.initializers.pop(str(value.name), None)
+        graph.register_initializer(value)
 
 
 def _rewrap(graph: ir.Model, stem: str, source: dict[str, str]) -> Model:
