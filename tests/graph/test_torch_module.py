@@ -529,3 +529,49 @@ def test_refused_uses_are_all_named_with_their_nodes() -> None:
     model = model_of(nodes, {"x": X4}, constants, {"z": TensorProto.UINT64})
     with pytest.raises(UnsupportedError, match=r"'second': training mode .*; Cast 'third': dtype UINT64"):
         to_torch(model)
+
+
+def test_gradient_passes_through_integer_operators_to_the_weights_before_them() -> None:
+    """Conv (float) -> Quantize -> QLinearConv -> Dequantize learns as the same network without rounding."""
+    constants = {
+        "w": 0.3 * W, "s": F(0.02), "z": np.uint8(128), "sw": F(0.01), "zw": np.int8(0), "sy": F(0.05),
+        "wq": np.random.default_rng(0).integers(-127, 128, (2, 4, 3, 3)).astype(np.int8),
+    }  # fmt: skip
+    nodes = [
+        helper.make_node("Conv", ["x", "w"], ["c"]),
+        helper.make_node("QuantizeLinear", ["c", "s", "z"], ["q"]),
+        helper.make_node("QLinearConv", ["q", "s", "z", "wq", "sw", "zw", "sy", "z"], ["v"]),
+        helper.make_node("DequantizeLinear", ["v", "sy", "z"], ["y"]),
+    ]
+    x = 0.3 * normal(1, 3, 9, 9)
+    model = model_of(nodes, {"x": x}, constants, {"y": 1})
+    module = to_torch(model)
+    np.testing.assert_array_equal(by_torch(model, {"x": x})[0], by_onnxruntime(model, {"x": x})[0])
+    module.train()(torch.from_numpy(x)).sum().backward()
+    weight = torch.from_numpy(constants["w"]).requires_grad_()
+    inner = torch.nn.functional.conv2d(torch.from_numpy(x), weight)
+    inside = torch.nn.functional.conv2d(inner, torch.from_numpy(constants["wq"]) * 0.01)
+    inside.clamp(-128 * 0.05, 127 * 0.05).sum().backward()
+    (parameter,) = module.parameters()
+    error = (parameter.grad - weight.grad).norm() / weight.grad.norm()
+    assert error < 0.05  # a few values are clipped on the one side and not on the other
+
+
+def test_what_does_not_fit_an_operator_is_one_error() -> None:
+    node = helper.make_node("MatMul", ["x", "w"], ["y"], name="product")
+    module = to_torch(model_of([node], {"x": normal(2, 3)}, {"w": normal(3, 4)}, {"y": 1}))
+    with pytest.raises(ModelError, match=r"MatMul 'product' fails: mat1 and mat2") as caught:
+        module(torch.zeros(2, 5))
+    assert "\n" not in str(caught.value)
+    broken = helper.make_node("MaxPool", ["x"], ["y"], name="pool")  # without its window
+    graph = helper.make_graph(
+        [broken],
+        "g",
+        [helper.make_tensor_value_info("x", 1, [1, 1, 4, 4])],
+        [helper.make_tensor_value_info("y", 1, None)],
+    )
+    model = Model.from_proto(
+        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+    )
+    with pytest.raises(ModelError, match="MaxPool 'pool': its attributes or inputs are not valid"):
+        to_torch(model)

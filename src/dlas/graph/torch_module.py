@@ -68,7 +68,7 @@ def to_torch(model: Model) -> nn.Module:
 
     Raises:
         UnsupportedError: Operators that are not covered; all of them are named.
-        ModelError: The graph reads a tensor that nothing makes.
+        ModelError: The graph reads a tensor that nothing makes, or an operator lacks what it needs.
     """
     from dlas.graph.torch_ops.dtypes import checked
     from dlas.graph.torch_ops.graph_module import GraphModule
@@ -88,6 +88,10 @@ def to_torch(model: Model) -> nn.Module:
             built.append((seen, checked(seen, builders[key(node)](seen))))
         except UnsupportedError as error:
             refused.append(error.message)
+        except (TypeError, ValueError, KeyError, IndexError, AttributeError, AssertionError) as error:
+            raise ModelError(
+                f"{node.op_type} {node.name!r}: its attributes or inputs are not valid ({error!r})"
+            ) from error
     if refused:
         raise UnsupportedError("torch cannot run this network: " + "; ".join(refused))
     return GraphModule(_plan(graph, constants, built))

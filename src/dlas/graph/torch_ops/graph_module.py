@@ -10,8 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dlas.core.errors import UnsupportedError
+from dlas.core.errors import ModelError, UnsupportedError
 from dlas.graph.torch_ops.table import held
+
+# What torch and the calls raise where inputs do not fit an operator.
+_FAULTS = (RuntimeError, ValueError, IndexError, TypeError, AttributeError, AssertionError, ZeroDivisionError)
 
 
 @dataclass(frozen=True)
@@ -85,6 +88,7 @@ class GraphModule(nn.Module):
         """The outputs for inputs in the Model's order: one tensor or a tuple.
 
         Raises:
+            ModelError: An operator fails on its inputs.
             UnsupportedError: In training mode, that no gradient can reach any weight, and what stops it.
         """
         values: list[Any] = [None] * self._size
@@ -94,16 +98,21 @@ class GraphModule(nn.Module):
             values[slot] = getattr(holder, leaf)
         learning = self.training and torch.is_grad_enabled()
         stops: list[str] = []
-        for stage in self._stages:
-            read = [values[i] for i in stage.reads]
-            result = stage.call(*read)
-            made = result if type(result) is tuple else (result,)
-            for slot, tensor in zip(stage.writes, made, strict=False):
-                values[slot] = tensor
-            if learning and _learns(read) and not _learns(made):
-                stops.append(stage.label)
-            for slot in stage.frees:
-                values[slot] = None
+        label = ""
+        try:
+            for stage in self._stages:
+                label = stage.label
+                read = [values[i] for i in stage.reads]
+                result = stage.call(*read)
+                made = result if type(result) is tuple else (result,)
+                for slot, tensor in zip(stage.writes, made, strict=False):
+                    values[slot] = tensor
+                if learning and _learns(read) and not _learns(made):
+                    stops.append(label)
+                for slot in stage.frees:
+                    values[slot] = None
+        except _FAULTS as error:
+            raise ModelError(f"{label} fails: {' '.join(str(error).split())[:300]}") from error
         answers = tuple(values[s] if dtype is None else values[s].to(dtype) for s, dtype in self._outputs)
         if learning and _learns(list(self.parameters())) and not _learns(answers):
             raise UnsupportedError(
