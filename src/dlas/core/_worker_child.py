@@ -79,19 +79,21 @@ def _answer(request: dict[str, Any]) -> list[bytes | memoryview]:
 def _describe(error: BaseException) -> dict[str, Any]:
     from dlas.core.errors import DlasError, StorageError, UnsupportedError
 
-    known = isinstance(error, DlasError)
     ours = isinstance(error, StorageError)
     text = f"{type(error).__name__}: {error}".rstrip(": ")
-    if known:
+    full = False
+    if isinstance(error, OSError) and error.errno in _NO_ROOM:
+        full = True
+        text = f"cannot write {error.filename or 'a file'}: {error.strerror}"
+    elif isinstance(error, DlasError):
         text = error.message if ours else str(error)
-    full = isinstance(error, OSError) and error.errno in _NO_ROOM
     return {
         "reason": " ".join(text.split()) or type(error).__name__,
         "unsupported": isinstance(error, UnsupportedError),
         # Compilers and other native code say it in words only.
         "storage": full or ours or os.strerror(errno.ENOSPC) in text,
         "hint": error.hint if ours else "",
-        "exit_code": error.exit_code if known else 1,
+        "exit_code": error.exit_code if isinstance(error, DlasError) else 1,
     }
 
 
