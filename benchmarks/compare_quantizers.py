@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import subprocess
 import sys
@@ -98,7 +99,9 @@ def run(setting: str, envs: Path, folder: Path) -> dict[str, Any]:
     done = subprocess.run(command, capture_output=True, text=True)
     wall = time.perf_counter() - start
     if done.returncode:
-        raise SystemExit(f"{setting} failed:\n{done.stderr[-3000:]}")
+        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        progress(f"{setting} failed: {last[:300]}")
+        return {"error": last}
     told = json.loads(done.stdout.splitlines()[-1])
     return {**told, "wall_s": wall, "result": result, "answers": np.load(result.with_suffix(".npy"))}
 
@@ -128,16 +131,22 @@ def latencies(files: dict[str, Path]) -> dict[str, Any]:
 def compare(name: str, envs: Path, rounds: int, rows: int, details: dict[str, Any]) -> list[Row]:
     """Rows for one network."""
     runs: dict[str, list[dict[str, Any]]] = {s: [] for s in SETTINGS}
+    failed: dict[str, str] = {}
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         progress(f"{name}: files")
         facts = prepare_files(name, rows, folder)
         for turn in range(rounds + 1):
             progress(f"{name}: round {turn} of {rounds}{'' if turn else ' (warm-up, not counted)'}")
-            for setting in SETTINGS:
+            for setting in [s for s in SETTINGS if s not in failed]:
                 taken = run(setting, envs, folder)
-                if turn:
+                if "error" in taken:
+                    failed[setting] = taken["error"]
+                    runs.pop(setting)
+                elif turn:
                     runs[setting].append(taken)
+        if "dlas" in failed:
+            raise SystemExit(f"dlas failed on {name}: {failed['dlas']}")
         progress(f"{name}: latencies")
         files = {s: r[-1]["result"] for s, r in runs.items()}
         timings = latencies({"float32": folder / "model.onnx", **files})
@@ -146,6 +155,7 @@ def compare(name: str, envs: Path, rounds: int, rows: int, details: dict[str, An
     right = facts["float"] == facts["labels"]
     details[name] = {
         "input": facts["shape"],
+        "failed": failed,
         "float32": {"top1": float(right.mean()), "latency_ms": timings["float32"].median},
         COMPILED: {"latency_ms": timings[COMPILED].median},
         **{
