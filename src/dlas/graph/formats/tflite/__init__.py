@@ -99,11 +99,15 @@ def from_bytes(data: bytes, name: str, file_name: str = "", *, dynamic_batch: bo
 
 def to_bytes(model: Model, batch: int = 1) -> tuple[bytes, tuple[str, ...]]:
     """The content of a tflite file, and notes on what could not be kept; raises as :meth:`Tflite.save`."""
+    from dlas.graph.formats.tflite.lowering import lower
     from dlas.graph.formats.tflite.writer import Writer
     from dlas.graph.passes import bind_batch, simplify
 
-    graph = bind_batch(model, batch).editable()
+    # With all sizes known there is nothing to bind, whatever the first axis stands for.
+    fixed = batch == 1 and not any(spec.is_dynamic for spec in model.inputs)
+    graph = (model if fixed else bind_batch(model, batch)).editable()
     simplify(graph)
+    graph = lower(graph)
     graph.graph.sort()
     writer = Writer(graph.graph)
     metadata: dict[str, Any] = {

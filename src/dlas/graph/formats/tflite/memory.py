@@ -91,7 +91,7 @@ def arena_bytes(network: Network) -> int:
 def _lifetimes(network: Network) -> dict[int, tuple[int, int]]:
     """First and last step in which each computed tensor is in use."""
     end = len(network.operations)
-    spans = dict.fromkeys(network.inputs, (0, 0))
+    spans: dict[int, tuple[int, int]] = dict.fromkeys(network.inputs, (0, 0))
     for step, op in enumerate(network.operations):
         for i in op.outputs:
             spans[i] = (step, step)
