@@ -171,8 +171,10 @@ def compare(name: str, envs: Path, rounds: int, rows: int, details: dict[str, An
             for s, r in runs.items()
         },
     }
-    return [
-        row for peer in SETTINGS if peer != "dlas" for row in _rows(name, peer, runs, hits, right, timings)
+    rows = [row for peer in runs if peer != "dlas" for row in _rows(name, peer, runs, hits, right, timings)]
+    return rows + [
+        Row(f"{name}: all", "", f"{peer}, failed: {why[:60]}", math.nan, None, None, 0, "(peer failed)", True)
+        for peer, why in failed.items()
     ]
 
 
