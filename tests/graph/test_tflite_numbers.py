@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -413,15 +414,9 @@ def test_sparse_tensor_that_would_fill_the_memory_is_refused() -> None:
 
 
 def test_levels_in_another_order() -> None:
-    class Level:
-        def __init__(self, size: int) -> None:
-            self.format, self.denseSize = 0, size
-
-    class Table:
-        traversalOrder, blockMap, dimMetadata = [1, 0], [], [Level(3), Level(2)]  # noqa: RUF012
-
-    found = densify(Table(), (2, 3), np.arange(6), "t")
-    assert found.tolist() == [[0, 2, 4], [1, 3, 5]]
+    levels = [SimpleNamespace(format=0, denseSize=size) for size in (3, 2)]
+    table = SimpleNamespace(traversalOrder=[1, 0], blockMap=[], dimMetadata=levels)
+    assert densify(table, (2, 3), np.arange(6), "t").tolist() == [[0, 2, 4], [1, 3, 5]]
 
 
 def test_kinds_of_tensors_and_operators_are_refused_all_at_once() -> None:

@@ -344,6 +344,22 @@ def dilate(f: File) -> None:
           f.options("Dilate"))  # fmt: skip
 
 
+def spectrum(kind, shape, points, squeezed=False):
+    def build(f: File) -> None:
+        rest = [points[0], points[1] // 2 + 1]
+        wide = f.tensor((*shape[:-2], *rest), kind="COMPLEX64")
+        f.add("RFFT2D", [f.input(shape), f.ints(*points)], [wide], f.options("Rfft2d"))
+        out = [*shape[:-2], *rest]
+        if squeezed:
+            out.remove(1)
+            narrow = f.tensor(out, kind="COMPLEX64")
+            f.add("SQUEEZE", [wide], [narrow], f.options("Squeeze", squeezeDims=[len(shape) - 2]))
+            wide = narrow
+        f.add(kind, [wide], [f.output(out)])
+
+    return build
+
+
 CASES: dict[str, Callable] = {
     **{k.lower(): unary(k, o) for k, o in [
         ("ABS", "Abs"), ("CEIL", ""), ("COS", "Cos"), ("ELU", ""), ("EXP", "Exp"), ("FLOOR", ""), ("LOGISTIC", ""),
@@ -487,6 +503,10 @@ CASES: dict[str, Callable] = {
     "matmul spread": matmul((2, 1, 3, 4), (5, 4, 2), (2, 5, 3, 2)),
     "matmul turned": matmul((2, 4, 3), (2, 5, 4), (2, 3, 5), True, True),
     "dilate": dilate,
+    "spectrum": spectrum("COMPLEX_ABS", (2, 1, 64), (1, 64)),
+    "spectrum squeezed": spectrum("COMPLEX_ABS", (3, 1, 50), (1, 64), squeezed=True),
+    "spectrum of an image": spectrum("REAL", (2, 6, 40), (8, 32)),
+    "spectrum of an image, other part": spectrum("IMAG", (2, 6, 40), (4, 32)),
 }  # fmt: skip
 
 

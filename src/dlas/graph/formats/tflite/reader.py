@@ -27,6 +27,8 @@ from dlas.graph.model import OPSET
 IR_VERSION = 10
 BATCH = "batch"
 MAX_FOLDED = 4096  # elements of a shape computation that is worked out while reading
+MAX_FOLDED_NODES = 16
+TAKE_COMPLEX = ("RFFT2D", "REAL", "IMAG", "COMPLEX_ABS", "RESHAPE", "SQUEEZE", "EXPAND_DIMS")
 
 
 def to_onnx(network: Network, name: str, dynamic_batch: bool) -> tuple[onnx.ModelProto, tuple[str, ...]]:
@@ -60,7 +62,7 @@ def to_onnx(network: Network, name: str, dynamic_batch: bool) -> tuple[onnx.Mode
             if isinstance(error, ModelError):
                 raise
             raise ModelError(
-                f"{name}: operator {position} ({op.kind}) does not fit its tensors: {error}",
+                f"{name}: operator {position} ({op.kind}) does not fit its tensors: {reader.described(op, error)}",
                 "the file is damaged: download or export it again",
             ) from error
     _refuse(name, missing, network.unread, +refused)
@@ -107,6 +109,13 @@ class Reader(Values):
         rule = readers().get(op.kind)
         if rule is None:
             raise UnsupportedError(f"no translation for {op.kind}")
+        used = [self.tensor(i) for i in (*op.inputs, *op.outputs) if i >= 0]
+        ends = {*self._network.inputs, *self._network.outputs}
+        imaginary = [t for t in used if t.dtype == "complex64"]
+        if imaginary and (
+            op.kind not in TAKE_COMPLEX or any(t.data is not None or t.index in ends for t in imaginary)
+        ):
+            raise UnsupportedError(f"{op.kind} of complex numbers cannot be read")
         rule(self, op)
         self._fold(op)
 
@@ -116,6 +125,20 @@ class Reader(Values):
             self._raw[i] = {layout.identity(len(self.shape(i))): self.tensors[i].name}
 
     # What the file says
+
+    def described(self, op: Operation, error: Exception) -> str:
+        """The shapes that ``op`` works on, and what is wrong where a rule said so itself."""
+        ins, outs = (
+            ", ".join(str(list(self.shape(i))) if i >= 0 else "none" for i in ends[:8])
+            for ends in (op.inputs, op.outputs)
+        )
+        said = str(error)
+        own = (
+            isinstance(error, (ValueError, IndexError))
+            and "unpack" not in said
+            and "out of range" not in said
+        )
+        return f"{ins} to {outs}" + (f": {said}" if own else "")
 
     def options(self, op: Operation, kind: str) -> Any:
         """The operator's options table, with the schema's defaults when it has none."""
@@ -254,13 +277,20 @@ class Reader(Values):
         """What a value that depends on constants only comes to; None when onnx's own interpreter cannot say."""
         from onnx.reference import ReferenceEvaluator
 
-        wanted, nodes = {name}, []
-        for node in reversed(self._nodes):
-            if wanted.intersection(node.output):
-                nodes.insert(0, node)
-                wanted.update(node.input)
-        held = [t for n, t in self._initializers.items() if n in wanted]
-        graph = helper.make_graph(nodes, "fold", [], [onnx.ValueInfoProto(name=name)], held)
+        nodes: list[onnx.NodeProto] = []
+        held: dict[str, onnx.TensorProto] = {}
+        waiting = [name]
+        while waiting:
+            value = waiting.pop()
+            if value in self._initializers:
+                held[value] = self._initializers[value]
+            elif value in self._makers and self._makers[value] not in nodes:
+                nodes.append(self._makers[value])
+                waiting += [n for n in nodes[-1].input if n]
+            if len(nodes) > MAX_FOLDED_NODES:
+                return None
+        values = list(held.values())
+        graph = helper.make_graph(nodes[::-1], "fold", [], [onnx.ValueInfoProto(name=name)], values)
         opsets = [helper.make_opsetid("", OPSET)]
         try:
             made = ReferenceEvaluator(helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION))
@@ -275,6 +305,8 @@ class Reader(Values):
         self.operation = Operation("network output", (), ())
         names: dict[str, str] = {}
         for i in self._network.outputs:
+            if i in self._network.inputs:  # handed through: an ONNX value has one name
+                self.tensors[i] = replace(self.tensors[i], name=self._fresh(f"{self.tensors[i].name}_out"))
             value = self._output(i, set(names))
             names[value] = self.tensors[i].name
         self._use_file_names(names)
@@ -282,9 +314,8 @@ class Reader(Values):
             node.input[:] = [names.get(n, n) for n in node.input]
             node.output[:] = [names.get(n, n) for n in node.output]
         self._drop_unused()
-        inputs, outputs = (
-            [self.tensors[i] for i in ends] for ends in (self._network.inputs, self._network.outputs)
-        )
+        inputs = [self._network.tensors[i] for i in self._network.inputs]
+        outputs = [self.tensors[i] for i in self._network.outputs]
         first = {t.shape[:1] for t in (*inputs, *outputs)}
         free = dynamic_batch and self.batch_free and first == {(1,)} and all(t.dynamic_batch for t in inputs)
         graph = helper.make_graph(
@@ -300,16 +331,15 @@ class Reader(Values):
     def _output(self, i: int, taken: set[str]) -> str:
         perm = layout.identity(len(self.shape(i)))
         value = self.raw(i, perm)
-        produced = any(value in node.output for node in self._nodes)
-        return value if produced and value not in taken else self.emit("Identity", [value])
+        return value if value in self._makers and value not in taken else self.emit("Identity", [value])
 
     def _use_file_names(self, names: dict[str, str]) -> None:
         """Give each computed value the name its tensor has in the file, where that is free."""
-        ends = (*self._network.inputs, *self._network.outputs)
-        taken = {self.tensors[i].name for i in ends} | set(self._initializers)
+        taken = {self._network.tensors[i].name for i in self._network.inputs} | set(self._initializers)
+        taken |= {self.tensors[i].name for i in self._network.outputs}
         for i, held in self._raw.items():
             name, value = self.tensors[i].name, next(iter(held.values()), "")
-            if name not in taken and value not in (*names, *taken):
+            if name not in taken and value not in names and value not in taken:
                 names[value] = name
                 taken.add(name)
 

@@ -22,6 +22,7 @@ DTYPES: dict[str, str] = {  # TensorType of the schema -> NumPy dtype
     "INT64": "int64",
     "UINT64": "uint64",
     "BOOL": "bool",
+    "COMPLEX64": "complex64",
 }
 TYPES = {dtype: name for name, dtype in DTYPES.items()}
 QUANTISED = ("int8", "uint8")

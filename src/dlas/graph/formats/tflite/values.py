@@ -31,6 +31,7 @@ class Values:
         self.notes: list[str] = []
         self.operation = Operation("", (), ())
         self._nodes: list[onnx.NodeProto] = []
+        self._makers: dict[str, onnx.NodeProto] = {}
         self._initializers: dict[str, onnx.TensorProto] = {}
         self._raw: dict[int, dict[Perm, str]] = {}
         self._real: dict[tuple[int, Perm], str] = {}
@@ -78,9 +79,9 @@ class Values:
         """Add an ONNX node; returns the name of its first output (the others end in ``:1``, ``:2``, ...)."""
         base = self._fresh(kind.lower())
         names = [base, *(f"{base}:{n}" for n in range(1, outputs))]
-        self._nodes.append(
-            helper.make_node(kind, list(inputs), names, name=base, **{**(attributes or {}), **more})
-        )
+        made = helper.make_node(kind, list(inputs), names, name=base, **{**(attributes or {}), **more})
+        self._nodes.append(made)
+        self._makers.update(dict.fromkeys(names, made))
         return base
 
     def _fresh(self, hint: str) -> str:

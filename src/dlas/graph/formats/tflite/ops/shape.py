@@ -32,6 +32,8 @@ def _read_reshape(r: Reader, op: Operation) -> None:
     keeps = bool(shape) and bool(source.shape) and shape[0] == source.shape[0]
     r.batch_free &= keeps
     target = [0, *shape[1:]] if keeps and 0 not in shape else list(shape)
+    if source.dtype == "complex64":  # kept as pairs, see spectrum.py
+        target.append(2)
     r.give_moved(out, i, r.emit("Reshape", [name, r.int64(target)]), layout.identity(len(shape)))
 
 
