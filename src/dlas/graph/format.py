@@ -33,12 +33,15 @@ class Format(Configurable):
     Class attributes:
         suffixes: File endings, with the dot.
         can_write: Whether :meth:`save` exists.
+        runtime: Who runs a file of it without any translation of ours, as ``dlas.runtime.native`` knows it; empty where
+            nobody does.
         load_seconds: Longest time a sound file of it takes to read; a guarded import (graph/guard.py) stops there.
         load_memory: Bytes that reading a small file may take beside the interpreter, libraries included.
     """
 
     suffixes: ClassVar[tuple[str, ...]] = ()
     can_write: ClassVar[bool] = False
+    runtime: ClassVar[str] = ""
     load_seconds: ClassVar[float] = 20.0
     load_memory: ClassVar[int] = 2 * 2**30
 

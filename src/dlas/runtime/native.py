@@ -16,37 +16,24 @@ import numpy as np
 
 from dlas.core.errors import ShapeError, UnsupportedError
 from dlas.core.lazy import optional_import
+from dlas.graph.format import format_for, load_model
 from dlas.graph.formats.keras import open_network
 from dlas.graph.formats.keras.loading import tensorflow
-from dlas.graph.formats.keras.savedmodel import is_saved_model
-
-OWNERS = {
-    ".onnx": "onnxruntime",
-    ".tflite": "litert",
-    ".c": "litert",
-    ".cc": "litert",
-    ".th": "torch",
-    ".pt": "torch",
-    ".pth": "torch",
-    ".pt2": "torch",
-    ".h5": "keras",
-    ".hdf5": "keras",
-    ".keras": "keras",
-}
+from dlas.graph.reference import Reference
 
 BLOCK = 100  # rows per run of a network that takes any number
 
 
+OURSELVES = "dlas"  # for formats that no runtime runs
+
+
 def owner(path: Path) -> str:
-    """Name of the runtime that owns the format of a file or folder."""
-    if path.is_dir() and is_saved_model(path):
-        return "keras"
-    try:
-        return OWNERS[path.suffix.lower()]
-    except KeyError:
-        raise UnsupportedError(
-            f"{path.name}: no runtime owns the ending {path.suffix!r}", "accepted: " + ", ".join(OWNERS)
-        ) from None
+    """Name of the runtime that owns the format of a file or folder; ``dlas`` where there is none.
+
+    Raises:
+        ModelError: No format has that ending, or knows that folder.
+    """
+    return format_for(path).runtime or OURSELVES
 
 
 def answers(
@@ -65,10 +52,10 @@ def answers(
         fit into one run.
 
     Raises:
-        UnsupportedError: No runtime owns the file, or an output without a row per sample needs several runs.
+        UnsupportedError: An output without a row per sample needs several runs.
         ShapeError: The file has another number of inputs.
     """
-    runners = {"onnxruntime": _onnx, "litert": _tflite, "torch": _torch, "keras": _keras}
+    runners = {"onnxruntime": _onnx, "litert": _tflite, "torch": _torch, "keras": _keras, OURSELVES: _dlas}
     runner = runners[owner(Path(path))](path, architecture, threads)
     if runner.inputs != len(inputs):
         raise ShapeError(f"{Path(path).name} has {runner.inputs} inputs, {len(inputs)} were given")
@@ -156,8 +143,6 @@ def _tflite(path: str, architecture: str, threads: int) -> _Runner:
 def _torch(path: str, architecture: str, threads: int) -> _Runner:
     import torch
 
-    from dlas.graph.format import load_model
-
     model = load_model(Path(path), **({"architecture": architecture} if architecture else {}))
     module = model.torch_module
     if module is None:
@@ -171,6 +156,19 @@ def _torch(path: str, architecture: str, threads: int) -> _Runner:
 
     first = model.inputs[0].shape[:1]
     return _Runner(run, len(model.inputs), first[0] if first and isinstance(first[0], int) else 0)
+
+
+def _dlas(path: str, architecture: str, threads: int) -> _Runner:
+    # Nobody else can judge: what dlas reads from the file, on the reference engine.
+    model = load_model(Path(path), **({"architecture": architecture} if architecture else {}))
+    reference = Reference(model, threads=threads)
+    names = [spec.name for spec in model.inputs]
+    first = model.inputs[0].shape[:1]
+    return _Runner(
+        lambda arrays: list(reference.run(dict(zip(names, arrays, strict=True))).values()),
+        len(names),
+        first[0] if first and isinstance(first[0], int) else 0,
+    )
 
 
 def _keras(path: str, architecture: str, threads: int) -> _Runner:

@@ -16,7 +16,7 @@ from dlas.data.guess import background_class, with_guessed_preprocessing
 from dlas.data.metrics import top1
 from dlas.graph.model import Model
 from dlas.graph.signature import clipped_share, encoding_of
-from dlas.runtime.native import owner
+from dlas.runtime.native import OURSELVES, owner
 from dlas.verify.differential import Comparison, NoiseFloor, Verdict, compare_outputs, is_classifier
 from dlas.verify.running import (
     Subject,
@@ -139,6 +139,8 @@ def compare_files(
         source = replace(source, model=model)
         tell(note)
     tell(f"run {source.path.name} on {owner(source.path)}")
+    if owner(source.path) == OURSELVES:
+        tell(f"no runtime runs {source.path.suffix} files: what dlas reads from it stands for it")
     x, labels = source_rows(source.model, data, rows)
     try:
         reference = native(source, list(x.values()), timeout_s)

@@ -56,6 +56,7 @@ class CArray(Format):
     Options = CArrayOptions
     requires: ClassVar = {"ai_edge_litert": "tflite"}
     suffixes = (".c", ".cc")
+    runtime = "litert"
     can_write = True
 
     @classmethod

@@ -50,6 +50,7 @@ class OnnxFormat(Format):
     name = "onnx"
     summary = "ONNX protobuf, opset 7 and newer"
     suffixes = (".onnx",)
+    runtime = "onnxruntime"
     can_write = True
 
     @dataclass(frozen=True)

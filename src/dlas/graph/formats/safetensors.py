@@ -44,6 +44,7 @@ class Safetensors(Format):
     name = "safetensors"
     summary = "safetensors weights; a network where the architecture is known"
     suffixes = (".safetensors",)
+    runtime = "torch"
     Options = Torch.Options
 
     @classmethod

@@ -41,6 +41,7 @@ class Torch(Format):
     name = "torch"
     summary = "PyTorch checkpoint (.th, .pt, .pth) or exported program (.pt2); never runs code from the file"
     suffixes = (".th", ".pt", ".pth", ".pt2")
+    runtime = "torch"
     load_seconds = (
         60.0  # PyTorch's exporter takes 6 s for a deep network the first time, on a machine with nothing else
     )

@@ -38,6 +38,7 @@ class Keras(Format):
     )
     requires: ClassVar[Mapping[str, str]] = {"tensorflow": "keras"}
     suffixes = (".h5", ".hdf5", ".keras")
+    runtime = "keras"
     load_seconds = 120.0
     load_memory = 4 * 2**30
 

@@ -44,6 +44,7 @@ class Tflite(Format):
     Options = TfliteOptions
     requires: ClassVar[Mapping[str, str]] = {"ai_edge_litert": "tflite"}
     suffixes = (".tflite",)
+    runtime = "litert"
     can_write = True
 
     @classmethod
