@@ -43,9 +43,12 @@ def infer_shapes(graph: ir.Model) -> None:
 def _propagates_little(graph: ir.Model) -> bool:
     """Whether data propagation stays small: a chain of Concats of constants multiplies what is carried along."""
     carried: dict[ir.Value | None, int] = {None: 0}
-    for value in graph.graph.initializers.values():
-        if value.const_value is not None and value.const_value.size <= FOLD_INPUT_ELEMENTS:
-            carried[value] = max(1, value.const_value.size)
+    # Even a list whose content is not known is carried, as so many unknowns.
+    for value in (*graph.graph.initializers.values(), *graph.graph.inputs):
+        dims = value.shape.dims if value.shape is not None else ()
+        known = value.const_value is not None or value.shape is not None
+        if known and len(dims) <= 1 and all(isinstance(d, int) for d in dims):
+            carried[value] = math.prod(int(d) for d in dims if isinstance(d, int)) or 1
     total = 0
     for node in graph.graph:
         if node.op_type in ("Shape", "Size"):

@@ -56,8 +56,10 @@ class Finding:
 
 @dataclass
 class Tally:
-    """Counts of a run; ``compared`` networks gave the same answers as their own runtime; it died
-    of ``runtime_deaths`` files."""
+    """Counts of a run.
+
+    ``compared`` networks gave the same answers as their own runtime, which died of ``runtime_deaths`` files.
+    """
 
     mutations: int = 0
     refused: int = 0
