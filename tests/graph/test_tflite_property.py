@@ -39,7 +39,8 @@ def convolution(f: File) -> None:
         shape, channels, fields = (4, *k, c), 4, {}
         c *= groups
     o = f.options("DepthwiseConv2D" if depthwise else "Conv2D", padding=padding, strideH=s[0], strideW=s[1],
-                  dilationHFactor=d[0], dilationWFactor=d[1], fusedActivationFunction=pick(f, 0, 1, 2, 3), **fields)  # fmt: skip
+                  dilationHFactor=d[0], dilationWFactor=d[1], fusedActivationFunction=pick(f, 0, 1, 2, 3),
+                  **fields)  # fmt: skip
     b = f.constant(f.rng.standard_normal(channels).astype(np.float32) * bias)
     f.add("DEPTHWISE_CONV_2D" if depthwise else "CONV_2D", [f.input((n, h, w, c)), f.weights(*shape), b],
           [f.output((n, *out, channels))], o, version=2 if depthwise else 6 if groups > 1 else 1)  # fmt: skip
@@ -194,7 +195,7 @@ def splitting(f: File) -> None:
     rank = int(f.rng.integers(1, 5))
     shape, axis = sizes(f, rank, 2, 5), int(f.rng.integers(rank))
     count = pick(f, 1, 2, 3)
-    parts = [[n if a != axis else n for a, n in enumerate(shape)] for _ in range(count)]
+    parts = [shape] * count
     whole = [n * count if a == axis else n for a, n in enumerate(shape)]
     given = axis - rank if pick(f, True, False) else axis
     f.add("SPLIT", [f.constant(np.int32(given)), f.input(whole)], [f.output(p) for p in parts],
@@ -265,4 +266,4 @@ MAKERS: dict[str, Callable] = {
 def test_random_operator(name: str, seed: int) -> None:
     file = File([seed, sum(name.encode())])  # type: ignore[arg-type]
     feeds = MAKERS[name](file)
-    agree(file, feeds, steps=1, least_db=110 if name == "resize" else 120)
+    agree(file, feeds, steps=1, least_db=115 if name == "resize" else 120)  # coordinates round

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dlas.core.errors import UnsupportedError
 from dlas.graph.formats.tflite.layout import NHWC_TO_NCHW
 from dlas.graph.formats.tflite.ops.pooling import pool_window
 from dlas.graph.formats.tflite.reader import Reader
@@ -34,6 +35,8 @@ def _read_lrn(r: Reader, op: Operation) -> None:
     size = 2 * o.radius + 1
     if o.radius < 0:
         raise ValueError(f"radius {o.radius}")
+    if o.alpha <= 0 or o.beta <= 0:  # runtimes refuse what ONNX leaves open
+        raise UnsupportedError(f"{op.kind} with alpha {o.alpha:g} and beta {o.beta:g}: positive numbers are read")
     # ONNX divides alpha by the size of the neighbourhood, tflite does not.
     name = r.emit(
         "LRN", [r.real(op.inputs[0], NHWC_TO_NCHW)], alpha=o.alpha * size, beta=o.beta, bias=o.bias, size=size
