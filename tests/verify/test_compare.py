@@ -163,7 +163,8 @@ def test_layers_of_a_quantised_network_are_compared_in_real_values(tmp_path: Pat
     assert row["sqnr_db"] > 20
 
 
-def test_an_output_whose_axes_the_format_turns_is_still_equal(tmp_path: Path) -> None:
+@pytest.mark.parametrize("ending", [".tflite", ".c"])
+def test_an_output_whose_axes_the_format_turns_is_still_equal(tmp_path: Path, ending: str) -> None:
     import onnx
     from onnx import TensorProto, helper
 
@@ -179,6 +180,6 @@ def test_an_output_whose_axes_the_format_turns_is_still_equal(tmp_path: Path) ->
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
     onnx.save(model, tmp_path / "map.onnx")
-    done = convert_file(tmp_path / "map.onnx", tmp_path / "map.tflite")
+    done = convert_file(tmp_path / "map.onnx", tmp_path / f"map{ending}")
     assert done.check is not None
     assert [str(p.verdict) for p in done.check.paths] == ["equal"]

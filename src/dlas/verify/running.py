@@ -17,6 +17,7 @@ from dlas.data.dataset import Dataset
 from dlas.graph.guard import import_model
 from dlas.graph.model import Model
 from dlas.graph.signature import adapt_rows, random_array, to_real
+from dlas.runtime.native import owner
 from dlas.verify.differential import NoiseFloor, floor_between
 
 _WITHOUT_DATA = 32  # random rows: enough to see a difference, no measure of accuracy
@@ -114,11 +115,13 @@ def in_order(answers: list[np.ndarray], target: Model, source: Model) -> list[np
 
 def in_model_axes(answers: np.ndarray, target: Subject, index: int) -> np.ndarray:
     """Output of a file that dlas wrote with other axes, in the axes of the network it was written from."""
+    from dlas.graph.formats.c_array import flatbuffer
     from dlas.graph.formats.tflite import read_layouts
 
-    if target.path.suffix.lower() != ".tflite":
+    if owner(target.path) != "litert":
         return answers
-    order = read_layouts(target.path)["outputs"].get(target.model.outputs[index].name)
+    file = target.path if target.path.suffix.lower() == ".tflite" else flatbuffer(target.path)
+    order = read_layouts(file)["outputs"].get(target.model.outputs[index].name)
     return answers.transpose(np.argsort(order)) if order and len(order) == answers.ndim else answers
 
 
