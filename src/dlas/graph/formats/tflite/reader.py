@@ -26,6 +26,7 @@ from dlas.graph.model import OPSET
 
 IR_VERSION = 10
 BATCH = "batch"
+_LARGE = 1024  # bytes; longer than any tensor that says a shape
 MAX_FOLDED = 4096  # elements of a shape computation that is worked out while reading
 MAX_FOLDED_NODES = 16
 TAKE_COMPLEX = ("RFFT2D", "REAL", "IMAG", "COMPLEX_ABS", "RESHAPE", "SQUEEZE", "EXPAND_DIMS")
@@ -67,8 +68,7 @@ def to_onnx(network: Network, name: str, dynamic_batch: bool) -> tuple[onnx.Mode
             ) from error
     _refuse(name, missing, network.unread, +refused)
     try:
-        proto = reader.finish(name, dynamic_batch)
-        checked = onnx.shape_inference.infer_shapes(proto, check_type=True, strict_mode=True)
+        checked = reader.finish(name, dynamic_batch)
     except (onnx.shape_inference.InferenceError, *MALFORMED) as error:
         raise ModelError(f"{name}: the operators do not fit together: {error}") from error
     return checked, tuple(reader.notes)
@@ -301,7 +301,7 @@ class Reader(Values):
     # The finished network
 
     def finish(self, name: str, dynamic_batch: bool) -> onnx.ModelProto:
-        """Name the outputs, drop what nothing reads, and wrap it up."""
+        """Name the outputs, drop what nothing reads, wrap it up and find the shape of every tensor."""
         self.operation = Operation("network output", (), ())
         names: dict[str, str] = {}
         for i in self._network.outputs:
@@ -318,15 +318,24 @@ class Reader(Values):
         outputs = [self.tensors[i] for i in self._network.outputs]
         first = {t.shape[:1] for t in (*inputs, *outputs)}
         free = dynamic_batch and self.batch_free and first == {(1,)} and all(t.dynamic_batch for t in inputs)
+        # Shapes do not depend on large weights, which inference would copy three times: they go in afterwards.
+        large = [t for t in self._initializers.values() if len(t.raw_data) > _LARGE]
         graph = helper.make_graph(
             self._nodes,
             name,
-            [_value_info(t, free) for t in inputs],
+            [_value_info(t, free) for t in inputs]
+            + [helper.make_tensor_value_info(t.name, t.data_type, t.dims) for t in large],
             [_value_info(t, free, self._open.get(t.index)) for t in outputs],
-            list(self._initializers.values()),
+            [t for t in self._initializers.values() if len(t.raw_data) <= _LARGE],
         )
         opsets = [helper.make_opsetid("", OPSET)]
-        return helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION, producer_name="dlas")
+        proto = helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION, producer_name="dlas")
+        proto = onnx.shape_inference.infer_shapes(proto, check_type=True, strict_mode=True)
+        del proto.graph.input[len(inputs) :], proto.graph.initializer[:]
+        del graph, large
+        for key in list(self._initializers):  # one by one: there are never two copies of all weights
+            proto.graph.initializer.append(self._initializers.pop(key))
+        return proto
 
     def _output(self, i: int, taken: set[str]) -> str:
         perm = layout.identity(len(self.shape(i)))
