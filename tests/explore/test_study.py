@@ -17,12 +17,13 @@ import onnx
 import pytest
 
 from dlas.core.cache import Cache
-from dlas.core.errors import DlasError
+from dlas.core.errors import DlasError, StorageError
 from dlas.core.figure import Outcome
+from dlas.core.provenance import plugin_hashes
 from dlas.core.timing import Protocol
 from dlas.core.worker import WorkerFailure
 from dlas.explore.claims import claims_in
-from dlas.explore.pipeline import Workbench, plugin_hashes
+from dlas.explore.pipeline import Workbench
 from dlas.explore.progress import Silent
 from dlas.explore.result import StudyResult
 from dlas.explore.space import Pipeline
@@ -43,6 +44,8 @@ class InlineExecutor:
 
     def call(self, function: str, *args: Any) -> Any:
         self.calls.append(function.rpartition(":")[2])
+        if function.endswith(self.faults.get("full", "nothing")):
+            raise StorageError("cannot write x: No space left on device")
         if function.endswith(":build"):
             if self.faults.get(args[0]) == "build":
                 raise WorkerFailure(Outcome.CRASH, "killed by SIGSEGV (segmentation fault)", "last words")
@@ -393,3 +396,29 @@ def test_the_code_of_a_plug_in_is_part_of_the_key(tmp_path: Path, monkeypatch: p
     after = dict(plugin_hashes.__wrapped__())
     assert before["dlas_extra"] != after["dlas_extra"]
     assert "dlas_extra.mine" not in sys.modules  # hashed, not imported
+
+
+@pytest.mark.parametrize("step", ["compress_network", ":build"])
+def test_a_full_disk_stops_the_study_and_leaves_no_row_of_itself(
+    spec: StudySpec, tmp_path: Path, step: str
+) -> None:
+    with pytest.raises(StorageError, match="No space"):
+        run(spec, tmp_path / "out", InlineExecutor({"full": step}))
+    result = run(spec, tmp_path / "out", InlineExecutor())
+    assert {p.record.outcome for p in result.points} == {Outcome.OK}
+    assert len(result.points) == 2 * 2 * 2
+
+
+def test_rows_and_network_that_were_moved_are_the_same(spec: StudySpec, tmp_path: Path) -> None:
+    run(spec, tmp_path / "out", InlineExecutor())
+    (tmp_path / "moved").mkdir()
+    for name in ("net.onnx", "rows.npz"):
+        (tmp_path / name).rename(tmp_path / "moved" / name)
+    there = dataclasses.replace(
+        spec,
+        model=dataclasses.replace(spec.model, path=str(tmp_path / "moved" / "net.onnx")),
+        data=dataclasses.replace(spec.data, path=str(tmp_path / "moved" / "rows.npz")),
+    )
+    again = InlineExecutor()
+    run(there, tmp_path / "out", again)
+    assert again.calls == []

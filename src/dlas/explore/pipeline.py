@@ -25,7 +25,6 @@ from dlas.core.lazy import distribution_version
 from dlas.core.options import Choice, build_options, options_dict
 from dlas.core.paths import resolve
 from dlas.core.provenance import made_with
-from dlas.core.provenance import plugin_hashes as plugin_hashes
 from dlas.data.dataset import loaders
 from dlas.data.find import locate
 from dlas.explore.executor import Executor
@@ -99,7 +98,12 @@ class Workbench:
         if made.facts["preprocessing"] is None and self.spec.data.path:
             data = self.judged
             made = self.make(
-                "find the preprocessing", "guess_preprocessing", [made.key, data], str(made), FOLDER, data
+                "find the preprocessing",
+                "guess_preprocessing",
+                [made.key, _content(data)],
+                str(made),
+                FOLDER,
+                data,
             )
             self.notes.append(made.facts["note"])
         return made
@@ -172,7 +176,7 @@ class Workbench:
         return self.make(
             "prepare the rows",
             "prepare_rows",
-            [network.facts["hash"], self.judged],
+            [network.facts["hash"], _content(self.judged)],
             str(network),
             FOLDER,
             self.judged,
@@ -191,7 +195,7 @@ class Workbench:
 
     def compressed(self, pipeline: Pipeline) -> Product:
         """The network after a pipeline; every prefix is cached."""
-        made = self.network
+        made, rows = self.network, _content(self.calibration)
         for count, choice in enumerate(pipeline.steps, 1):
             options = options_dict(
                 build_options(methods.get(choice.name).Options, choice.as_dict(), choice.name)
@@ -199,7 +203,7 @@ class Workbench:
             made = self.make(
                 f"compress: {Pipeline(pipeline.steps[:count])}",
                 "compress_network",
-                [made.facts["hash"], self.network.facts["hash"], choice.name, options, self.calibration],
+                [made.facts["hash"], self.network.facts["hash"], choice.name, options, rows],
                 str(made),
                 str(self.network),
                 FOLDER,
@@ -255,14 +259,19 @@ class Workbench:
             stack.choices(),
             self.spec.space.baseline.choices(),
             self.network.facts["hash"],
-            self.judged,
-            self.calibration,
+            _content(self.judged),
+            _content(self.calibration),
             self.spec.data.check_rows,
             self.spec.study.timing,
             _version(stack.backend),
             self._versions,
             machine,
         )
+
+
+def _content(rows: Mapping[str, Any]) -> dict[str, Any]:
+    """What a result depends on of rows: not where the file lies."""
+    return {**rows, "path": Path(rows["path"]).name} if rows else {}
 
 
 class _Folder:
