@@ -204,3 +204,46 @@ def test_what_cannot_be_said_is_refused_by_name() -> None:
     f.add("RNN", [f.input((2, FEATURES)), *basics], [f.output((2, UNITS))], f.options("RNN"))
     with pytest.raises(UnsupportedError, match="not a variable"):
         from_bytes(f.bytes(), "x")
+
+
+def integer_lstm(f: File, projection: bool = False) -> None:
+    """int8 data and weights, int16 cell state, as post-training quantisation makes it."""
+    x = f.input((1, STEPS, FEATURES), "int8", (0.02, 4))
+    outputs = 3 if projection else UNITS
+    hidden, y = (1 / 128, 0), (0.01, 2) if projection else (1 / 128, 0)
+
+    def weights(*shape: int) -> int:
+        return f.constant(f.rng.integers(-127, 128, shape).astype(np.int8), (0.008, 0))
+
+    def bias() -> int:
+        return f.constant(f.rng.integers(-3000, 3000, UNITS).astype(np.int32), (0.008 * 0.02, 0))
+
+    t = [x, *(weights(UNITS, FEATURES) for _ in range(4)), *(weights(UNITS, outputs) for _ in range(4)), -1, -1, -1]
+    t += [bias() for _ in range(4)]
+    t += [weights(outputs, UNITS), -1] if projection else [-1, -1]
+    t += [f.tensor((1, outputs), "int8", y, variable=True), f.tensor((1, UNITS), "int16", (2.0**-11, 0), variable=True)]
+    inside = [f.tensor((), "int16", (2.0**-12, 0)) for _ in range(4)] + [f.tensor((), "int8", hidden)]
+    o = f.options("UnidirectionalSequenceLSTM", fusedActivationFunction=TANH)
+    f.add("UNIDIRECTIONAL_SEQUENCE_LSTM", t, [f.output((1, STEPS, outputs), "int8", y)], o, version=3,
+          intermediates=inside)  # fmt: skip
+
+
+@pytest.mark.parametrize("projection", [False, True])
+def test_integer_lstm_stays_within_its_own_rounding(projection: bool) -> None:
+    file = File(7)
+    integer_lstm(file, projection)
+    model = agree(file, steps=3)
+    assert any("integer LSTM" in n for n in model.history[-1].notes)
+
+
+def test_integer_svdf() -> None:
+    f = File(7)
+    filters, memory = UNITS * 2, 5
+    t = [f.input((1, FEATURES), "int8", (0.02, 0)),
+         f.constant(f.rng.integers(-127, 128, (filters, FEATURES)).astype(np.int8), (0.01, 0)),
+         f.constant(f.rng.integers(-3000, 3000, (filters, memory)).astype(np.int16), (2.0**-11, 0)),
+         f.constant(f.rng.integers(-300, 300, UNITS).astype(np.int32), (2.0**-10 * 2.0**-11, 0)),
+         f.tensor((1, filters * memory), "int16", (2.0**-10, 0), variable=True)]  # fmt: skip
+    f.add("SVDF", t, [f.output((1, UNITS), "int8", (0.02, -128))], f.options("SVDF", rank=2, fusedActivationFunction=1),
+          version=3)  # fmt: skip
+    agree(f, steps=1)
