@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -127,6 +128,23 @@ def test_old_opsets_are_upgraded(tmp_path: Path, opset: int) -> None:
     x = np.random.default_rng(1).standard_normal((2, 4)).astype(np.float32)
     exp = np.exp(x[:, :3] + 1)
     np.testing.assert_allclose(predict(model, x), exp / exp.sum(axis=1, keepdims=True), rtol=1e-5)
+
+
+@pytest.mark.parametrize("scale", [1.6, 2.0, 2.5, 3.0])
+@pytest.mark.parametrize("mode", ["nearest", "linear"])
+@pytest.mark.parametrize(("op", "opset"), [("Upsample", 7), ("Upsample", 9), ("Resize", 10)])
+def test_old_resizing_keeps_its_coordinates(
+    tmp_path: Path, op: str, opset: int, mode: str, scale: float
+) -> None:
+    scales = [1.0, 1.0, scale, scale]
+    given = {"scales": scales} if opset == 7 else {}
+    weights = {} if opset == 7 else {"s": np.array(scales, np.float32)}
+    node = helper.make_node(op, ["x", *weights], ["y"], mode=mode, **given)
+    proto = proto_of([node], weights, opset=opset, input_shape=[1, 1, 4, 5])
+    x = np.random.default_rng(0).standard_normal((1, 1, 4, 5)).astype(np.float32)
+    session = onnxruntime.InferenceSession(proto.SerializeToString(), providers=["CPUExecutionProvider"])
+    wanted = session.run(None, {"x": x})[0]
+    np.testing.assert_allclose(predict(load_model(write(tmp_path, proto)), x), wanted, atol=1e-6)
 
 
 def test_unsorted_nodes_are_sorted(tmp_path: Path) -> None:

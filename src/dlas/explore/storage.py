@@ -202,9 +202,9 @@ class SqliteStorage:
                 f"{self.path} holds no study {name!r}", "it holds: " + (", ".join(self.studies()) or "none")
             )
         with self._understood():
-            facts = json.loads(rows[0]["facts"])
+            facts = {**{key: kind() for key, kind in _FACTS.items()}, **json.loads(rows[0]["facts"])}
             for key, kind in _FACTS.items():
-                if not isinstance(facts.get(key, kind()), kind):
+                if not isinstance(facts[key], kind):
                     raise TypeError(f"{key} is {facts[key]!r:.40}")
             return facts
 

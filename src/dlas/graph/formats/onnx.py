@@ -298,6 +298,8 @@ def _upgrade(graph: ir.Model, name: str) -> ir.Model:
         # The converter drops what it does not know.
         upgraded.metadata_props.update(graph.metadata_props)
         upgraded.producer_name, upgraded.producer_version = graph.producer_name, graph.producer_version
+        if old < 11:
+            _keep_old_resize(upgraded)
         _name_nodes(upgraded)
         _put_back(upgraded.graph, weights, order)
         common.RemoveInitializersFromInputsPass()(upgraded)
@@ -333,6 +335,16 @@ def _put_back(graph: ir.Graph, weights: dict[str, ir.TensorProtocol], order: lis
     for value in (*kept.values(), *graph.initializers.values()):
         graph.initializers.pop(str(value.name), None)
         graph.register_initializer(value)
+
+
+def _keep_old_resize(graph: ir.Model) -> None:
+    """Upsample and Resize before opset 11 sample at ``x / scale``; the converter leaves them to the newer default."""
+    for node in graph.graph:
+        if node.op_type == "Resize" and "coordinate_transformation_mode" not in node.attributes:
+            node.attributes["coordinate_transformation_mode"] = ir.AttrString(
+                "coordinate_transformation_mode", "asymmetric"
+            )
+            node.attributes["nearest_mode"] = ir.AttrString("nearest_mode", "floor")
 
 
 def _rewrap(graph: ir.Model, stem: str, source: dict[str, str]) -> Model:

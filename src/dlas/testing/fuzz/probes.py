@@ -21,8 +21,8 @@ from dlas.graph.model import Model, TensorSpec
 LARGEST_INPUT = 2**20  # elements; networks that want more are not run
 LARGEST_WORK = 2**24  # elements of all tensors with a known shape together
 _TOLERANCE = 1e-3
-_STEPS = 10  # what rounding may move a quantised output by
-_QUANTISED_TOLERANCE = 0.1  # of the largest answer, for a quantised network that answers in floats
+_STEPS = 32  # what rounding may move a quantised output by
+_QUANTISED_TOLERANCE = 0.25  # of the largest answer, for a quantised network that answers in floats
 
 
 class WrongAnswerError(Exception):
