@@ -17,7 +17,7 @@ from dlas.core.errors import ModelError, UnsupportedError
 from dlas.core.lazy import optional_import
 from dlas.graph.formats._onnx_tensors import check_tensors
 from dlas.graph.formats.keras.cleaning import clean, express
-from dlas.graph.formats.keras.loading import Opened, tensorflow
+from dlas.graph.formats.keras.loading import Opened, reason, tensorflow
 from dlas.graph.formats.keras.tracing import plain, unroll
 from dlas.graph.formats.onnx import _normal_form
 from dlas.graph.model import OPSET, Model
@@ -44,8 +44,10 @@ def to_graph(opened: Opened, file: str, *, allow_nan: bool) -> tuple[ir.Model, t
     notes: tuple[str, ...] = ()
     proto = _translated(opened, file)
     if any(node.op_type in _LOOPS for node in proto.graph.node) and unroll(opened):
-        proto = _translated(opened, file)
-        notes = ("recurrent layers are written out step by step",)
+        # Where the number of steps is open this fails, and the loop is refused below.
+        with contextlib.suppress(UnsupportedError):
+            proto = _translated(opened, file)
+            notes = ("recurrent layers are written out step by step",)
     check_tensors(proto, file, allow_nan=allow_nan)
     graph = _normal_form(proto, file)
     clean(graph, opened)
@@ -78,7 +80,7 @@ def _translated(opened: Opened, file: str) -> onnx.ModelProto:
             found = optimizer.optimize_graph(found, optimizers=_optimizers(optimizer))
             proto = found.make_model(Path(file).stem)
     except Exception as error:  # a translator of this size fails in many ways
-        raise UnsupportedError(f"{file} cannot be translated to ONNX: {_line(error)}") from error
+        raise UnsupportedError(f"{file} cannot be translated to ONNX: {reason(error)}") from error
     express(proto)
     _name_ends(proto, opened)
     return proto
@@ -218,9 +220,3 @@ def _quiet() -> Iterator[None]:
             yield
     finally:
         logging.disable(before)
-
-
-def _line(error: BaseException) -> str:
-    return next(
-        (line.strip()[:300] for line in str(error).splitlines() if line.strip()), type(error).__name__
-    )

@@ -75,7 +75,7 @@ def attribute(source: Path, name: str, file: str) -> bytes | None:
     except _FAULTS as error:
         raise damaged(file, error) from error
     if isinstance(value, str):
-        return value.encode()
+        return value.encode(errors="surrogateescape")
     if isinstance(value, bytes):
         return value
     raise ModelError(f"{file}: its attribute {name!r} is not text", "save it again with Keras")

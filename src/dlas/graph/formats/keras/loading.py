@@ -86,7 +86,7 @@ def open_keras(path: Path, written_by: str) -> Opened:
         try:
             model = library.models.load_model(str(path), compile=False, safe_mode=True)
         except Exception as error:  # whatever a library trips over, the next one may read it
-            reasons.append(f"{loader} cannot read it: {_line(error)}")
+            reasons.append(f"{loader} cannot read it: {reason(error)}")
             continue
         return _opened(tf, library, model, loader, tuple(reasons), path.name)
     raise ModelError(f"{path.name}: {'; '.join(reasons)}", "check that it is a complete Keras model")
@@ -113,7 +113,7 @@ def open_saved_model(folder: Path, signatures: Sequence[str], wanted: str) -> Op
         keywords = called.structured_input_signature[1]
         outputs = tuple(called.structured_outputs)
     except Exception as error:  # any fault inside TensorFlow means that the folder is damaged
-        raise ModelError(f"{folder.name} cannot be loaded: {_line(error)}", "export it again") from error
+        raise ModelError(f"{folder.name} cannot be loaded: {reason(error)}", "export it again") from error
     names = tuple(sorted(keywords))
     specs = tuple(tf.TensorSpec(keywords[n].shape, keywords[n].dtype, name=n) for n in names)
 
@@ -194,9 +194,7 @@ def _distinct(names: list[str]) -> list[str]:
     return found
 
 
-def _line(error: BaseException) -> str:
-    """The first line of an exception that says something."""
-    for line in str(error).splitlines():
-        if line.strip():
-            return line.strip()[:200]
-    return type(error).__name__
+def reason(error: BaseException) -> str:
+    """Why a library of layers failed, in one line: the innermost of the messages that it wraps in each other."""
+    text = str(error).rpartition("Exception encountered:")[2]
+    return next((line.strip()[:300] for line in text.splitlines() if line.strip()), type(error).__name__)

@@ -1,0 +1,98 @@
+"""The Keras files of MLPerf Tiny: read, they answer as Keras does, and as their TFLite conversions."""
+
+from __future__ import annotations
+
+import io
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dlas.graph.format import load_model
+from dlas.graph.formats.keras import check
+from dlas.graph.guard import import_model
+from dlas.graph.model import Model
+from dlas.graph.passes import simplified
+from dlas.graph.reference import Reference
+
+FILES = {
+    "ic_resnet8": {"Conv": 9, "BatchNormalization": 7, "Relu": 7, "Add": 3, "Gemm": 1},
+    "ad01_autoencoder": {"Gemm": 10, "BatchNormalization": 9, "Relu": 9},
+}
+
+
+def cifar(data_folder: Path, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Test images ``(count, 32, 32, 3)`` uint8 and labels."""
+    from PIL import Image
+    from pyarrow import parquet
+
+    table = parquet.read_table(data_folder / "cifar10-test.parquet", columns=["image", "label"]).slice(
+        0, count
+    )
+    images = [
+        np.asarray(Image.open(io.BytesIO(i["bytes"])).convert("RGB")) for i in table["image"].to_pylist()
+    ]
+    return np.stack(images), np.asarray(table["label"].to_pylist())
+
+
+def run(model: Model, x: np.ndarray) -> np.ndarray:
+    with Reference(model) as reference:
+        return np.concatenate(
+            [
+                reference.run({model.inputs[0].name: x[i : i + 500]})[model.outputs[0].name]
+                for i in range(0, len(x), 500)
+            ]
+        )
+
+
+def decibels(wanted: np.ndarray, got: np.ndarray) -> float:
+    noise = np.square(wanted.astype(np.float64) - got).sum()
+    return (
+        float("inf")
+        if noise == 0
+        else float(10 * np.log10(np.square(wanted.astype(np.float64)).sum() / noise))
+    )
+
+
+def path(data_folder: Path, name: str) -> Path:
+    return data_folder / "models" / "mlperf-tiny" / name
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_real_files_pass_the_checks(data_folder: Path, name: str) -> None:
+    assert check(path(data_folder, f"{name}.h5")).startswith("2.")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FILES)
+def test_real_files_answer_as_keras(data_folder: Path, name: str) -> None:
+    pytest.importorskip("tensorflow", reason="TensorFlow is not installed")
+    from dlas.core.worker import run_in_worker
+
+    file = path(data_folder, f"{name}.h5")
+    model = import_model(file)
+    counts = Counter(n.op_type for n in model.ir.graph)
+    assert {kind: counts[kind] for kind in FILES[name]} == FILES[name]
+    assert "BatchNormalization" not in {n.op_type for n in simplified(model).ir.graph}
+    rng = np.random.default_rng(5)
+    if name == "ic_resnet8":
+        x = cifar(data_folder, 200)[0].astype(np.float32)
+    else:
+        x = rng.normal(-10, 5, (200, 640)).astype(np.float32)  # log-mel energies
+    (wanted,) = run_in_worker("dlas.runtime.native:answers", str(file), [x])
+    assert decibels(wanted, run(model, x)) >= 120
+    assert decibels(wanted, run(simplified(model), x)) >= 110
+    # ... and as the file that was converted from it
+    other = load_model(path(data_folder, f"{name}_float.tflite"))
+    assert decibels(wanted, run(other, x)) >= 100
+
+
+@pytest.mark.slow
+def test_accuracy_is_that_of_the_file(data_folder: Path) -> None:
+    pytest.importorskip("tensorflow", reason="TensorFlow is not installed")
+    images, labels = cifar(data_folder, 8000)
+    model = import_model(path(data_folder, "ic_resnet8.h5"))
+    accuracy = float((run(model, images.astype(np.float32)).argmax(1) == labels).mean())
+    assert len(labels) == 8000
+    assert accuracy == pytest.approx(0.7501, abs=0.001)
