@@ -14,6 +14,7 @@ from dlas.data.dataset import Dataset, DatasetFacts, Loader, loaders
 from dlas.data.loaders._bounds import check_size, split_in_name
 
 _SAMPLE_NAMES = ("image", "img", "picture", "audio")
+_STEP = 16  # rows read at once
 _LABEL_NAMES = ("label", "labels", "fine_label", "class", "target")
 
 
@@ -42,7 +43,7 @@ class Parquet(Loader):
         meta = file.metadata
         check_size(path, sum(meta.row_group(i).total_byte_size for i in range(meta.num_row_groups)))
         columns = [sample] + ([label] if label else [])
-        table = _guarded(path, lambda: file.read(columns=columns))
+        table = _guarded(path, lambda: _rows(file, columns, path))
         samples = _bytes_of(table.column(sample), path, sample)
         classes = _class_names(schema, label)
         labels = _labels_of(table.column(label), path, label, classes) if label else None
@@ -83,6 +84,18 @@ def _guarded(path: Path, step: Any) -> Any:
 def _open(path: Path) -> Any:
     parquet = optional_import("pyarrow.parquet", extra="all", needed_for="reading Parquet")
     return _guarded(path, lambda: parquet.ParquetFile(path))
+
+
+def _rows(file: Any, columns: list[str], path: Path) -> Any:
+    """All rows, a few at a time: one stored value can stand for any number of them, and the footer may lie."""
+    import pyarrow as pa
+
+    held, batches = 0, []
+    for batch in file.iter_batches(batch_size=_STEP, columns=columns):
+        held += batch.nbytes
+        check_size(path, held)
+        batches.append(batch)
+    return pa.Table.from_batches(batches, pa.schema([file.schema_arrow.field(name) for name in columns]))
 
 
 def _sample_column(schema: Any, path: Path) -> str:
