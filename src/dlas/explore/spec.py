@@ -142,7 +142,7 @@ def read_spec(
         raise DlasError(f"{path}: cannot be read: {error}", "give a TOML text file") from error
     try:
         read = tomllib.loads(text)
-    except (ValueError, RecursionError) as error:  # its own error, a number of too many digits, lists in lists in lists
+    except (ValueError, RecursionError) as error:  # also too many digits, too deep
         raise DlasError(f"{path}: not valid TOML: {error}", "correct that line") from error
     applied = text
     for key, value in (overrides or {}).items():
@@ -227,7 +227,7 @@ def set_key(tables: dict[str, Any], dotted: str, text: str) -> None:
     if text.startswith(("[", "{", '"')):
         try:
             value = tomllib.loads(f"value = {text}")["value"]
-        except (ValueError, RecursionError) as error:  # its own error, a number of too many digits, lists in lists in lists
+        except (ValueError, RecursionError) as error:  # also too many digits, too deep
             raise OptionError("--set", f"{dotted}={text}", "a TOML value") from error
     tables.setdefault(table, {})[key] = value
 
