@@ -102,9 +102,8 @@ def _preprocessing(found: Preprocessing | None) -> str:
         mean, std = (", ".join(f"{v:.9g}" for v in values) for values in (found.mean, found.std))
         steps.append(f"`value = (sample * {found.scale:.9g} - mean) / std`, with mean {mean} and std {std}")
     if found.dtype in ("int8", "uint8"):
-        steps.append(
-            f"`q = round(value / {found.quant_scale:.9g}) + {found.quant_zero_point}`, kept within {found.dtype}"
-        )
+        zero = f"{'-' if found.quant_zero_point < 0 else '+'} {abs(found.quant_zero_point)}"
+        steps.append(f"`q = round(value / {found.quant_scale:.9g}) {zero}`, kept within {found.dtype}")
     if found.height:
         steps.append("one pixel after the other, its channels together (NHWC)")
     return "\n".join(
