@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
@@ -78,8 +79,12 @@ def test_the_cache_is_removed_in_the_middle(bench: Bench, count: int) -> None:
 
 
 def outcomes(bench: Bench) -> list[str]:
-    with sqlite3.connect(bench.files / "out" / "study.db") as db:
-        return [row[0] for row in db.execute("SELECT outcome FROM points")]
+    return [row[0] for row in query(bench, "SELECT outcome FROM points")]
+
+
+def query(bench: Bench, text: str) -> list[tuple]:
+    with contextlib.closing(sqlite3.connect(bench.files / "out" / "study.db")) as db:
+        return db.execute(text).fetchall()
 
 
 @pytest.mark.slow
@@ -196,8 +201,7 @@ def test_the_clock_goes_back_by_a_day(bench: Bench, tmp_path: Path, after: int) 
     bench.env["PYTHONPATH"] = os.pathsep.join(filter(None, [str(site), path]))
     bench.run(*RUN, "--set", "study.name=late").assert_well()
     assert len(bench.finished()) == len(before) + 2
-    with sqlite3.connect(bench.files / "out" / "study.db") as db:
-        assert all(0 < s < 300 for (s,) in db.execute("SELECT seconds FROM points"))
+    assert all(0 < s < 300 for (s,) in query(bench, "SELECT seconds FROM points"))
     shown = bench.run("study", "show", "--out", "out", "--json")
     shown.assert_well()
     assert '"late"' in shown.answer, "the study that ran last is told by the clock"

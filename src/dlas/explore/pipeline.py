@@ -7,11 +7,13 @@ A pipeline of several methods is cached step by step, so ``channel + int8`` star
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import json
 import math
-from collections.abc import Mapping
+import os
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,7 @@ import numpy as np
 
 from dlas.compress.method import methods
 from dlas.core.cache import Cache, key_of
-from dlas.core.errors import DlasError
+from dlas.core.errors import DlasError, StorageError
 from dlas.core.lazy import distribution_version
 from dlas.core.options import Choice, build_options, options_dict
 from dlas.core.paths import resolve
@@ -75,8 +77,23 @@ class Workbench:
                 (folder / "facts.json").write_text(json.dumps(result))
 
         folder = self.cache.folder(key, fill)
-        facts = folder / "facts.json"
-        return Product(folder, key, json.loads(facts.read_text()) if facts.exists() else {})
+        return Product(folder, key, self._json(folder, "facts.json") or {})
+
+    def _json(self, folder: Path, name: str) -> Any:
+        """What a file of a product says; None where it has no such file."""
+        with self._reading():
+            return json.loads((folder / name).read_text()) if name in os.listdir(folder) else None
+
+    @contextlib.contextmanager
+    def _reading(self) -> Iterator[None]:
+        """Say in one line that somebody removed or changed the cache between making a product and reading it."""
+        try:
+            yield
+        except (OSError, ValueError, EOFError) as error:
+            raise StorageError(
+                f"the cache {self.cache.root} was removed or changed while it was used: {error}",
+                "run the same command again",
+            ) from error
 
     @functools.cached_property
     def network(self) -> Product:
@@ -185,13 +202,16 @@ class Workbench:
     @functools.cached_property
     def check_rows(self) -> np.ndarray:
         """The rows each compiled network is checked on, ``(n, ...)``."""
-        return first_rows(self.rows.folder / "x.npy", self.spec.data.check_rows)
+        with self._reading():
+            return first_rows(self.rows.folder / "x.npy", self.spec.data.check_rows)
 
     @functools.cached_property
     def labels(self) -> np.ndarray | None:
         """``(N,) int64``, or None."""
-        path = self.rows.folder / "labels.npy"
-        return np.load(path) if path.exists() else None
+        if not self.rows.facts["labelled"]:
+            return None
+        with self._reading():
+            return np.load(self.rows.folder / "labels.npy")
 
     def compressed(self, pipeline: Pipeline) -> Product:
         """The network after a pipeline; every prefix is cached."""
@@ -215,8 +235,7 @@ class Workbench:
 
     def changes(self, product: Product) -> list[dict[str, Any]]:
         """What compression changed, layer by layer."""
-        path = product.folder / "changes.json"
-        return json.loads(path.read_text()) if path.exists() else []
+        return self._json(product.folder, "changes.json") or []
 
     def scores(self, product: Product, *, level: str = "all", count: int = 0) -> np.ndarray:
         """Answers of the reference engine on the judged rows."""
@@ -232,7 +251,8 @@ class Workbench:
             count,
             2,
         )
-        return np.load(made.folder / "scores.npy")
+        with self._reading():
+            return np.load(made.folder / "scores.npy")
 
     def floor(self, product: Product) -> NoiseFloor:
         """Noise floor of a network: the reference with and without its optimised kernels."""
