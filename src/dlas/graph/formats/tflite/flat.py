@@ -24,7 +24,8 @@ IDENTIFIER = b"TFL3"
 METADATA = "dlas"
 MAX_RANK = 8
 MAX_BYTES = 2**33  # of one tensor
-MAX_PARTS = 250_000  # tensors, and operators, of a graph
+MAX_TENSORS = 200_000
+MAX_OPERATORS = 20_000
 MAX_CODES = 10_000
 MAX_CUSTOM = 2**20  # bytes of a custom operator's options
 NO_RESULT = ("CALL_ONCE", "ASSIGN_VARIABLE", "HASHTABLE_IMPORT")
@@ -156,9 +157,14 @@ def _network(model: Any, data: bytes) -> Network:
         raise ValueError("no subgraph")
     graph, constants, budget = model.Subgraphs(0), Constants(model, data), _Budget(data)
     count = graph.TensorsLength()
-    for what, number in (("tensors", count), ("operators", graph.OperatorsLength())):
-        if number > min(MAX_PARTS, len(data) // 4):
-            raise ValueError(f"it claims {number} {what}")
+    for what, number, most in (
+        ("tensors", count, MAX_TENSORS),
+        ("operators", graph.OperatorsLength(), MAX_OPERATORS),
+    ):
+        if number > min(most, len(data) // 4):
+            raise ValueError(
+                f"it claims {number} {what}; at most {most} are read, and only what the file can hold"
+            )
     taken: set[str] = set()
     unread: Counter[str] = Counter()
     types = enum_names("TensorType")

@@ -19,7 +19,8 @@ from dlas.graph.formats.tflite import layout
 from dlas.graph.formats.tflite.layout import Perm
 from dlas.graph.formats.tflite.tensors import GRIDS, QUANTISED, Operation, Quant, Tensor
 
-MAX_MADE = 2**26  # elements of a constant that a rule makes up
+MAX_MADE = 2**23  # elements of a constant that a rule makes up
+MAX_NODES = 500_000
 STATE_NOTE = "state starts at zero in every call: LiteRT carries it from call to call, an ONNX network cannot"
 
 
@@ -77,6 +78,8 @@ class Values:
         **more: Any,
     ) -> str:
         """Add an ONNX node; returns the name of its first output (the others end in ``:1``, ``:2``, ...)."""
+        if len(self._nodes) >= MAX_NODES:
+            raise UnsupportedError(f"the network would have more than {MAX_NODES} ONNX nodes")
         base = self._fresh(kind.lower())
         names = [base, *(f"{base}:{n}" for n in range(1, outputs))]
         made = helper.make_node(kind, list(inputs), names, name=base, **{**(attributes or {}), **more})
@@ -97,9 +100,9 @@ class Values:
         self._initializers[name] = numpy_helper.from_array(np.array(array, order="C"), name)
         return name
 
-    def int64(self, values: Sequence[int]) -> str:
+    def int64(self, values: Sequence[int] | np.ndarray) -> str:
         """Store a list of integers, such as axes or a shape."""
-        return self.initializer(np.array(values, np.int64), "ints")
+        return self.initializer(np.asarray(values, np.int64), "ints")
 
     def number(self, value: float | bool, dtype: str = "float32") -> str:
         """Store one number."""

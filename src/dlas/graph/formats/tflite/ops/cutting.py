@@ -50,7 +50,7 @@ def _mirror(r: Reader, op: Operation, pairs: np.ndarray, perm: layout.Perm) -> N
         if before or after:
             r.bounded(before + shape[axis] + after)
             index = np.pad(np.arange(shape[axis]), (before, after), mode="symmetric")
-            name = r.emit("Gather", [name, r.int64(index.tolist())], axis=perm.index(axis))
+            name = r.emit("Gather", [name, r.int64(index)], axis=perm.index(axis))
     r.give_moved(op.outputs[0], i, name, perm)
 
 

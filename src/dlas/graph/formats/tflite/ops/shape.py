@@ -159,13 +159,14 @@ def _pick_nearest(r: Reader, op: Operation, size: Sequence[int], place: str) -> 
     perm = layout.NHWC_TO_NCHW
     name = r.value(i, perm)
     for axis, (old, new) in enumerate(zip(r.shape(i)[1:3], size, strict=True), start=2):
+        r.bounded(new)
         corners = place == "align_corners" and new > 1
         scale = np.float32((old - 1) / (new - 1) if corners else old / new)
         scaled = (np.arange(new, dtype=np.float32) + np.float32(0.5 if place == "half_pixel" else 0)) * scale
         index = np.floor(scaled + np.float32(0.5)) if place == "align_corners" else np.floor(scaled)
         picked = np.clip(index.astype(np.int64), 0, old - 1)
-        if picked.tolist() != list(range(old)):
-            name = r.emit("Gather", [name, r.int64(picked.tolist())], axis=axis)
+        if not np.array_equal(picked, np.arange(old)):
+            name = r.emit("Gather", [name, r.int64(picked)], axis=axis)
     r.give_moved(op.outputs[0], i, name, perm)
 
 
