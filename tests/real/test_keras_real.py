@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dlas.graph.format import load_model
 from dlas.graph.formats.keras import check
 from dlas.graph.guard import import_model
 from dlas.graph.model import Model
@@ -83,9 +82,39 @@ def test_real_files_answer_as_keras(data_folder: Path, name: str) -> None:
     (wanted,) = run_in_worker("dlas.runtime.native:answers", str(file), [x])
     assert decibels(wanted, run(model, x)) >= 120
     assert decibels(wanted, run(simplified(model), x)) >= 110
-    # ... and as the file that was converted from it
-    other = load_model(path(data_folder, f"{name}_float.tflite"))
-    assert decibels(wanted, run(other, x)) >= 100
+    if name == "ic_resnet8":
+        # ... and as the file that was converted from it. (The other pair differs, see below.)
+        (other,) = run_in_worker(
+            "dlas.runtime.native:answers", str(file).replace(".h5", "_float.tflite"), [x]
+        )
+        assert decibels(wanted, other) >= 100
+
+
+@pytest.mark.slow
+def test_the_autoencoder_is_read_as_its_file_says(data_folder: Path) -> None:
+    # Its TFLite file has the same kernels but other biases (36 dB apart in LiteRT and Keras themselves), so the judge
+    # here is the file's own arithmetic in float64.
+    pytest.importorskip("tensorflow", reason="TensorFlow is not installed")
+    import json
+
+    import h5py
+
+    file = path(data_folder, "ad01_autoencoder.h5")
+    x = np.random.default_rng(5).normal(-10, 5, (200, 640)).astype(np.float32)
+    y = x.astype(np.float64)
+    with h5py.File(file) as opened:
+        for layer in json.loads(opened.attrs["model_config"])["config"]["layers"]:
+            name, config = layer["config"]["name"], layer["config"]
+            held = opened[f"model_weights/{name}"]
+            held = {k.removesuffix(":0"): v[()].astype(np.float64) for k, v in held.get(name, {}).items()}
+            if layer["class_name"] == "Dense":
+                y = y @ held["kernel"] + held["bias"]
+            elif layer["class_name"] == "BatchNormalization":
+                y = (y - held["moving_mean"]) / np.sqrt(held["moving_variance"] + config["epsilon"])
+                y = y * held["gamma"] + held["beta"]
+            elif layer["class_name"] == "Activation":
+                y = np.maximum(y, 0)
+    assert decibels(y, run(import_model(file), x)) >= 120
 
 
 @pytest.mark.slow
