@@ -57,7 +57,9 @@ def dense(dtype):
     def build(f: File) -> None:
         x, (w, scales) = f.input((2, 12), dtype, IN[dtype]), kernel(f, (5, 12), dtype, 0, False)
         y = f.output((2, 5), dtype, OUT[dtype])
-        f.add("FULLY_CONNECTED", [x, w, bias(f, 5, dtype, scales)], [y], f.options("FullyConnected"), version=4)
+        f.add(
+            "FULLY_CONNECTED", [x, w, bias(f, 5, dtype, scales)], [y], f.options("FullyConnected"), version=4
+        )
 
     return build
 
@@ -73,7 +75,9 @@ def transposed(dtype):
     return build
 
 
-def unary(kind, dtype, options="", out=None, shape=(2, 4, 5, 3), out_shape=None, constants=(), version=2, **fields):
+def unary(
+    kind, dtype, options="", out=None, shape=(2, 4, 5, 3), out_shape=None, constants=(), version=2, **fields
+):
     def build(f: File) -> None:
         x = f.input(shape, dtype, IN[dtype])
         y = f.output(out_shape or shape, dtype, OUT[dtype] if out is None else out)
@@ -223,7 +227,9 @@ def test_integer_arithmetic_is_one_step_away_at_most(name: str) -> None:
 
 def dense_of(f: File, weights: int, bias: int = -1, x: int | None = None, units: int = 8) -> None:
     x = f.input((3, 16)) if x is None else x
-    f.add("FULLY_CONNECTED", [x, weights, bias], [f.output((3, units))], f.options("FullyConnected"), version=4)
+    f.add(
+        "FULLY_CONNECTED", [x, weights, bias], [f.output((3, units))], f.options("FullyConnected"), version=4
+    )
 
 
 def nibbles(levels: np.ndarray) -> bytes:

@@ -11,7 +11,9 @@ from tflite_maker import File, agree
 IMAGE = (1, 9, 7, 4)
 
 
-def unary(kind: str, options: str = "", shape=(2, 5, 6, 3), dtype="float32", out="", positive=False, **fields):
+def unary(
+    kind: str, options: str = "", shape=(2, 5, 6, 3), dtype="float32", out="", positive=False, **fields
+):
     def build(f: File) -> list[np.ndarray]:
         x, y = f.input(shape, dtype), f.output(shape, out or dtype)
         f.add(kind, [x], [y], f.options(options, **fields) if options else None)
@@ -27,7 +29,9 @@ def binary(kind: str, options: str = "", a=(2, 5, 6, 3), b=(2, 5, 6, 3), dtype="
     def build(f: File) -> list[np.ndarray]:
         shape = np.broadcast_shapes(a, b)
         inputs = [f.input(a, dtype), f.input(b, dtype)]
-        f.add(kind, inputs, [f.output(shape, out or dtype)], f.options(options, **fields) if options else None)
+        f.add(
+            kind, inputs, [f.output(shape, out or dtype)], f.options(options, **fields) if options else None
+        )
         if dtype == "bool":
             return [f.rng.integers(0, 2, s).astype(bool) for s in (a, b)]
         if np.dtype(dtype).kind in "iu":
@@ -77,7 +81,9 @@ def i32(*values) -> np.ndarray:
 
 
 def strided(shape, begin, end, steps, out, dtype="float32", **masks):
-    return moved("STRIDED_SLICE", shape, [i32(*begin), i32(*end), i32(*steps)], out, "StridedSlice", dtype, **masks)
+    return moved(
+        "STRIDED_SLICE", shape, [i32(*begin), i32(*end), i32(*steps)], out, "StridedSlice", dtype, **masks
+    )
 
 
 def gather_nd(f: File) -> None:
@@ -88,14 +94,20 @@ def gather_nd(f: File) -> None:
 def gather_nd_computed(f: File) -> list[np.ndarray]:
     x, n = f.input((3, 4, 5)), f.input((2, 2, 3), "int32")
     f.add("GATHER_ND", [x, n], [f.output((2, 2))])
-    return [f.rng.standard_normal((3, 4, 5)).astype(np.float32), f.rng.integers(0, 3, (2, 2, 3)).astype(np.int32)]
+    return [
+        f.rng.standard_normal((3, 4, 5)).astype(np.float32),
+        f.rng.integers(0, 3, (2, 2, 3)).astype(np.int32),
+    ]
 
 
 def gather(x, indices, axis, batch, out):
     def build(f: File) -> list[np.ndarray]:
         tensors = [f.input(x), f.input(indices, "int32")]
         f.add("GATHER", tensors, [f.output(out)], f.options("Gather", axis=axis, batchDims=batch))
-        return [f.rng.standard_normal(x).astype(np.float32), f.rng.integers(0, x[axis], indices).astype(np.int32)]
+        return [
+            f.rng.standard_normal(x).astype(np.float32),
+            f.rng.integers(0, x[axis], indices).astype(np.int32),
+        ]
 
     return build
 
@@ -155,7 +167,12 @@ def one_hot(axis, dtype="float32"):
         out = [2, 3]
         out.insert(axis if axis >= 0 else 2, 5)
         numbers = [f.constant(np.array(v, dtype)) for v in (1, 0)]
-        f.add("ONE_HOT", [x, f.constant(np.int32(5)), *numbers], [f.output(out, dtype)], f.options("OneHot", axis=axis))
+        f.add(
+            "ONE_HOT",
+            [x, f.constant(np.int32(5)), *numbers],
+            [f.output(out, dtype)],
+            f.options("OneHot", axis=axis),
+        )
         return [i32([0, 4, -1], [2, 7, 1])]
 
     return build
@@ -165,7 +182,12 @@ def reverse_sequence(time, batch):
     def build(f: File) -> list[np.ndarray]:
         shape = (3, 5, 3, 2)
         x, n = f.input(shape), f.input((3,), "int32")
-        f.add("REVERSE_SEQUENCE", [x, n], [f.output(shape)], f.options("ReverseSequence", seqDim=time, batchDim=batch))
+        f.add(
+            "REVERSE_SEQUENCE",
+            [x, n],
+            [f.output(shape)],
+            f.options("ReverseSequence", seqDim=time, batchDim=batch),
+        )
         return [f.rng.standard_normal(shape).astype(np.float32), i32(3, 1, 2)]
 
     return build
@@ -266,7 +288,9 @@ def conv_3d_transposed(padding, out, strides):
 def transposed_with_bias(f: File) -> None:
     x, w = f.input((1, 5, 6, 3)), f.weights(4, 3, 3, 3)
     o = f.options("TransposeConv", padding=0, strideH=2, strideW=2, fusedActivationFunction=1)
-    f.add("TRANSPOSE_CONV", [f.ints(1, 10, 12, 4), w, x, f.weights(4)], [f.output((1, 10, 12, 4))], o, version=4)
+    f.add(
+        "TRANSPOSE_CONV", [f.ints(1, 10, 12, 4), w, x, f.weights(4)], [f.output((1, 10, 12, 4))], o, version=4
+    )
 
 
 def pool(kind, padding):
@@ -290,7 +314,12 @@ def resize(kind, size, align, half):
 
 def matmul(a, b, out, x=False, y=False):
     def build(f: File) -> None:
-        f.add("BATCH_MATMUL", [f.input(a), f.input(b)], [f.output(out)], f.options("BatchMatMul", adjX=x, adjY=y))
+        f.add(
+            "BATCH_MATMUL",
+            [f.input(a), f.input(b)],
+            [f.output(out)],
+            f.options("BatchMatMul", adjX=x, adjY=y),
+        )
 
     return build
 
@@ -298,15 +327,27 @@ def matmul(a, b, out, x=False, y=False):
 def split_v(f: File) -> None:
     x = f.input((2, 7, 3))
     outputs = [f.output((2, n, 3)) for n in (2, 4, 1)]
-    f.add("SPLIT_V", [x, f.ints(2, -1, 1), f.constant(np.int32(1))], outputs, f.options("SplitV", numSplits=3))
+    f.add(
+        "SPLIT_V", [x, f.ints(2, -1, 1), f.constant(np.int32(1))], outputs, f.options("SplitV", numSplits=3)
+    )
 
 
 def unpack(f: File) -> None:
-    f.add("UNPACK", [f.input((2, 3, 4))], [f.output((2, 4)) for _ in range(3)], f.options("Unpack", num=3, axis=1))
+    f.add(
+        "UNPACK",
+        [f.input((2, 3, 4))],
+        [f.output((2, 4)) for _ in range(3)],
+        f.options("Unpack", num=3, axis=1),
+    )
 
 
 def pack(f: File) -> None:
-    f.add("PACK", [f.input((2, 4)), f.input((2, 4))], [f.output((2, 2, 4))], f.options("Pack", valuesCount=2, axis=1))
+    f.add(
+        "PACK",
+        [f.input((2, 4)), f.input((2, 4))],
+        [f.output((2, 2, 4))],
+        f.options("Pack", valuesCount=2, axis=1),
+    )
 
 
 def arg(kind, options):

@@ -53,7 +53,9 @@ def transposed(f: File) -> None:
     out = [n * t if padding == 0 else (n - 1) * t + max(t, m) for n, t, m in zip((h, w), s, k, strict=True)]
     shape = (1, *out, 3)
     o = f.options("TransposeConv", padding=padding, strideH=s[0], strideW=s[1])
-    f.add("TRANSPOSE_CONV", [f.ints(*shape), f.weights(3, *k, c), f.input((1, h, w, c))], [f.output(shape)], o)
+    f.add(
+        "TRANSPOSE_CONV", [f.ints(*shape), f.weights(3, *k, c), f.input((1, h, w, c))], [f.output(shape)], o
+    )
 
 
 def pool(f: File) -> None:
@@ -72,7 +74,9 @@ def volume(f: File) -> None:
     out = [out_size(n, m, t, 1, padding) for n, m, t in zip(shape, k, s, strict=True)]
     o = f.options("Conv3D", padding=padding, strideD=s[0], strideH=s[1], strideW=s[2], dilationDFactor=1,
                   dilationHFactor=1, dilationWFactor=1)  # fmt: skip
-    f.add("CONV_3D", [f.input((1, *shape, 2)), f.weights(*k, 2, 3), f.weights(3)], [f.output((1, *out, 3))], o)
+    f.add(
+        "CONV_3D", [f.input((1, *shape, 2)), f.weights(*k, 2, 3), f.weights(3)], [f.output((1, *out, 3))], o
+    )
 
 
 def strided(f: File) -> None:
@@ -139,7 +143,9 @@ def padding(f: File) -> None:
 
 
 def resize(f: File) -> None:
-    kind, name = pick(f, ("RESIZE_BILINEAR", "ResizeBilinear"), ("RESIZE_NEAREST_NEIGHBOR", "ResizeNearestNeighbor"))
+    kind, name = pick(
+        f, ("RESIZE_BILINEAR", "ResizeBilinear"), ("RESIZE_NEAREST_NEIGHBOR", "ResizeNearestNeighbor")
+    )
     shape, size = (1, *sizes(f, 2, 2, 12), 2), sizes(f, 2, 1, 30)
     align, half = pick(f, (False, False), (True, False), (False, True))
     o = f.options(name, alignCorners=align, halfPixelCenters=half)
@@ -177,7 +183,10 @@ def gathering(f: File) -> list[np.ndarray]:
     out = [*shape[:axis], *index[batch:], *shape[axis + 1 :]]
     inputs = [f.input(shape), f.input(index, "int32")]
     f.add("GATHER", inputs, [f.output(out)], f.options("Gather", axis=axis, batchDims=batch))
-    return [f.rng.standard_normal(shape).astype(np.float32), f.rng.integers(0, shape[axis], index).astype(np.int32)]
+    return [
+        f.rng.standard_normal(shape).astype(np.float32),
+        f.rng.integers(0, shape[axis], index).astype(np.int32),
+    ]
 
 
 def blocks(f: File) -> None:
@@ -208,17 +217,32 @@ def product(f: File) -> None:
     right = [d if pick(f, True, False) else 1 for d in lead]
     x, y = pick(f, True, False), pick(f, True, False)
     a, b = [*lead, *((k, m) if x else (m, k))], [*right, *((n, k) if y else (k, n))]
-    f.add("BATCH_MATMUL", [f.input(a), f.input(b)], [f.output((*lead, m, n))], f.options("BatchMatMul", adjX=x, adjY=y))
+    f.add(
+        "BATCH_MATMUL",
+        [f.input(a), f.input(b)],
+        [f.output((*lead, m, n))],
+        f.options("BatchMatMul", adjX=x, adjY=y),
+    )
 
 
 def dense(f: File) -> None:
-    shape, depth, units = sizes(f, int(f.rng.integers(1, 4))), int(f.rng.integers(2, 9)), int(f.rng.integers(1, 6))
+    shape, depth, units = (
+        sizes(f, int(f.rng.integers(1, 4))),
+        int(f.rng.integers(2, 9)),
+        int(f.rng.integers(1, 6)),
+    )
     keep = pick(f, True, False)
     rows = int(np.prod(shape))
     out = [*shape, units] if keep else [rows, units]
     b = f.weights(units) if pick(f, True, False) else -1
     o = f.options("FullyConnected", keepNumDims=keep, fusedActivationFunction=pick(f, 0, 1, 3))
-    f.add("FULLY_CONNECTED", [f.input((*shape, depth)), f.weights(units, depth), b], [f.output(out)], o, version=5)
+    f.add(
+        "FULLY_CONNECTED",
+        [f.input((*shape, depth)), f.weights(units, depth), b],
+        [f.output(out)],
+        o,
+        version=5,
+    )
 
 
 def cumulative(f: File) -> None:
@@ -245,12 +269,18 @@ def integer_convolution(f: File) -> None:
     padding = pick(f, 0, 1)
     scales = f.rng.uniform(0.001, 0.01, channels).astype(np.float32)
     step, zero = float(f.rng.uniform(0.01, 0.1)), int(f.rng.integers(-100, 100))
-    w = f.constant(f.rng.integers(-127, 128, (channels, *k, c)).astype(np.int8), (scales, np.zeros(channels), 0))
-    b = f.constant(f.rng.integers(-500, 500, channels).astype(np.int32), (scales * step, np.zeros(channels), 0))
+    w = f.constant(
+        f.rng.integers(-127, 128, (channels, *k, c)).astype(np.int8), (scales, np.zeros(channels), 0)
+    )
+    b = f.constant(
+        f.rng.integers(-500, 500, channels).astype(np.int32), (scales * step, np.zeros(channels), 0)
+    )
     out = [out_size(n, m, 1, 1, padding) for n, m in zip(shape[1:3], k, strict=True)]
     o = f.options("Conv2D", padding=padding, strideH=1, strideW=1, dilationHFactor=1, dilationWFactor=1,
                   fusedActivationFunction=pick(f, 0, 1, 3))  # fmt: skip
-    y = f.output((1, *out, channels), "int8", (float(f.rng.uniform(0.03, 0.2)), int(f.rng.integers(-100, 100))))
+    y = f.output(
+        (1, *out, channels), "int8", (float(f.rng.uniform(0.03, 0.2)), int(f.rng.integers(-100, 100)))
+    )
     f.add("CONV_2D", [f.input(shape, "int8", (step, zero)), w, b], [y], o, version=3)
 
 

@@ -36,7 +36,9 @@ def lstm_inputs(f: File, x: int, *, batch: int, coupled=False, peephole=False, o
     return t
 
 
-def sequence(batch=2, time_major=False, function=TANH, clip=0.0, projection_clip=0.0, outputs=UNITS, **fields):
+def sequence(
+    batch=2, time_major=False, function=TANH, clip=0.0, projection_clip=0.0, outputs=UNITS, **fields
+):
     def build(f: File) -> None:
         shape = (STEPS, batch) if time_major else (batch, STEPS)
         x = f.input((*shape, FEATURES))
@@ -61,8 +63,19 @@ def basic(f: File) -> None:
     x, h = f.input((2, FEATURES)), f.tensor((2, UNITS), variable=True)
     c = f.tensor((2, UNITS), variable=True)
     w, b = f.weights(4 * UNITS, FEATURES + UNITS), f.weights(4 * UNITS)
-    outputs = [f.output((2, UNITS)), f.tensor((2, UNITS)), f.tensor((2, FEATURES + UNITS)), f.tensor((2, 4 * UNITS))]
-    f.add("LSTM", [x, h, w, b, c], outputs, f.options("LSTM", fusedActivationFunction=TANH, kernelType=1), version=2)
+    outputs = [
+        f.output((2, UNITS)),
+        f.tensor((2, UNITS)),
+        f.tensor((2, FEATURES + UNITS)),
+        f.tensor((2, 4 * UNITS)),
+    ]
+    f.add(
+        "LSTM",
+        [x, h, w, b, c],
+        outputs,
+        f.options("LSTM", fusedActivationFunction=TANH, kernelType=1),
+        version=2,
+    )
 
 
 def both_ways(merge=False, linked=False, time_major=False, **fields):
@@ -218,10 +231,20 @@ def integer_lstm(f: File, projection: bool = False) -> None:
     def bias() -> int:
         return f.constant(f.rng.integers(-3000, 3000, UNITS).astype(np.int32), (0.008 * 0.02, 0))
 
-    t = [x, *(weights(UNITS, FEATURES) for _ in range(4)), *(weights(UNITS, outputs) for _ in range(4)), -1, -1, -1]
+    t = [
+        x,
+        *(weights(UNITS, FEATURES) for _ in range(4)),
+        *(weights(UNITS, outputs) for _ in range(4)),
+        -1,
+        -1,
+        -1,
+    ]
     t += [bias() for _ in range(4)]
     t += [weights(outputs, UNITS), -1] if projection else [-1, -1]
-    t += [f.tensor((1, outputs), "int8", y, variable=True), f.tensor((1, UNITS), "int16", (2.0**-11, 0), variable=True)]
+    t += [
+        f.tensor((1, outputs), "int8", y, variable=True),
+        f.tensor((1, UNITS), "int16", (2.0**-11, 0), variable=True),
+    ]
     inside = [f.tensor((), "int16", (2.0**-12, 0)) for _ in range(4)] + [f.tensor((), "int8", hidden)]
     o = f.options("UnidirectionalSequenceLSTM", fusedActivationFunction=TANH)
     f.add("UNIDIRECTIONAL_SEQUENCE_LSTM", t, [f.output((1, STEPS, outputs), "int8", y)], o, version=3,

@@ -36,7 +36,9 @@ def _read_lrn(r: Reader, op: Operation) -> None:
     if o.radius < 0:
         raise ValueError(f"radius {o.radius}")
     if o.alpha <= 0 or o.beta <= 0:  # runtimes refuse what ONNX leaves open
-        raise UnsupportedError(f"{op.kind} with alpha {o.alpha:g} and beta {o.beta:g}: positive numbers are read")
+        raise UnsupportedError(
+            f"{op.kind} with alpha {o.alpha:g} and beta {o.beta:g}: positive numbers are read"
+        )
     # ONNX divides alpha by the size of the neighbourhood, tflite does not.
     name = r.emit(
         "LRN", [r.real(op.inputs[0], NHWC_TO_NCHW)], alpha=o.alpha * size, beta=o.beta, bias=o.bias, size=size
