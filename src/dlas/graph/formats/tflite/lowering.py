@@ -326,9 +326,9 @@ def _gather_elements(r: Rewrite) -> list[ir.Value]:
         raise UnsupportedError(f"GatherElements {r.node.name!r} has computed indices")
     shape = r.shape(r.input(0))
     axis = normal_axis(r.attribute("axis", 0), len(shape))
-    grid: list[np.ndarray] = [*np.indices(picked.shape)]
+    grid = np.indices(picked.shape)
     grid[axis] = np.where(picked < 0, picked + shape[axis], picked)
-    return [r.op("GatherND", r.input(0), r.constant(np.stack(grid, -1), np.int64))]
+    return [r.op("GatherND", r.input(0), r.constant(np.moveaxis(grid, 0, -1), np.int64))]
 
 
 _OWN: dict[str, Lowering] = {
