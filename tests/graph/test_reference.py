@@ -12,7 +12,7 @@ from onnx.reference import ReferenceEvaluator
 from dlas.core.errors import ModelError, OptionError, ShapeError, UnknownNameError, UnsupportedError
 from dlas.graph.model import Model
 from dlas.graph.passes import bind_batch
-from dlas.graph.reference import Reference, intermediates, predict
+from dlas.graph.reference import LEVELS, Reference, intermediates, predict
 from dlas.testing.models import images, residual, residual_quantized
 
 
@@ -156,3 +156,23 @@ def test_inputs_outputs_and_weights_can_be_asked_for_too() -> None:
 def test_an_unknown_tensor_is_refused_with_the_closest_name() -> None:
     with pytest.raises(UnknownNameError, match="'relu1'"):
         intermediates(residual(), {"image": images(1)}, ["relu_1"])
+
+
+def test_activations_are_not_rounded_where_weights_are_dequantised() -> None:
+    rng = np.random.default_rng(0)
+    weights = rng.integers(-127, 128, (256, 128)).astype(np.int8)
+    graph = helper.make_graph(
+        [
+            helper.make_node("DequantizeLinear", ["w", "s"], ["real"]),
+            helper.make_node("MatMul", ["x", "real"], ["y"]),
+        ],
+        "net",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", 256])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["N", 128])],
+        [onnx.numpy_helper.from_array(weights, "w"), onnx.numpy_helper.from_array(np.float32(0.01), "s")],
+    )
+    proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    x = rng.standard_normal((4, 256)).astype(np.float32)
+    wanted = x.astype(np.float64) @ (weights * np.float64(np.float32(0.01)))
+    for level in LEVELS:
+        np.testing.assert_allclose(predict(Model.from_proto(proto), x, level=level), wanted, atol=1e-4)
