@@ -147,6 +147,24 @@ def test_old_resizing_keeps_its_coordinates(
     np.testing.assert_allclose(predict(load_model(write(tmp_path, proto)), x), wanted, atol=1e-6)
 
 
+@pytest.mark.parametrize("opset", [7, 9, 11])
+@pytest.mark.parametrize("op", ["Softmax", "LogSoftmax", "Hardmax"])
+@pytest.mark.parametrize("axis", [0, 1, 2, 3, None])
+def test_old_softmax_works_over_all_axes_behind(
+    tmp_path: Path, op: str, axis: int | None, opset: int
+) -> None:
+    node = helper.make_node(op, ["x"], ["y"], **({} if axis is None else {"axis": axis}))
+    proto = proto_of([node], opset=opset, input_shape=[2, 3, 4, 5])
+    if op == "Hardmax" and axis != 3:
+        with pytest.raises(UnsupportedError, match="several axes"):
+            load_model(write(tmp_path, proto))
+        return
+    x = np.random.default_rng(0).standard_normal((2, 3, 4, 5)).astype(np.float32)
+    session = onnxruntime.InferenceSession(proto.SerializeToString(), providers=["CPUExecutionProvider"])
+    wanted = session.run(None, {"x": x})[0]
+    np.testing.assert_allclose(predict(load_model(write(tmp_path, proto)), x), wanted, atol=1e-6)
+
+
 def test_unsorted_nodes_are_sorted(tmp_path: Path) -> None:
     nodes = [helper.make_node("Relu", ["h"], ["y"]), helper.make_node("Neg", ["x"], ["h"])]
     assert [n.op_type for n in load_model(write(tmp_path, proto_of(nodes))).ir.graph] == ["Neg", "Relu"]

@@ -286,6 +286,7 @@ def _check(graph: ir.Model, name: str) -> None:
 
 def _upgrade(graph: ir.Model, name: str) -> ir.Model:
     old = graph.graph.opset_imports[""]
+    _refuse_flattening(graph, name)
     order, weights = list(graph.graph.initializers), _set_aside(graph.graph)
     proto = ir.to_proto(graph)
     failure = ""
@@ -335,6 +336,20 @@ def _put_back(graph: ir.Graph, weights: dict[str, ir.TensorProtocol], order: lis
     for value in (*kept.values(), *graph.initializers.values()):
         graph.initializers.pop(str(value.name), None)
         graph.register_initializer(value)
+
+
+def _refuse_flattening(graph: ir.Model, name: str) -> None:
+    """Hardmax before opset 13 works over all axes from ``axis`` on; the converter keeps one of them only."""
+    for node in graph.graph:
+        if node.op_type != "Hardmax" or node.domain not in _STANDARD:
+            continue
+        shape = node.inputs[0].shape if node.inputs and node.inputs[0] is not None else None
+        axis = node.attributes.get_int("axis", 1)
+        if axis != -1 and (shape is None or axis != len(shape) - 1):
+            raise UnsupportedError(
+                f"{name}: {node.name} is a Hardmax over several axes, which opset {KEPT_OPSET} has no operator for",
+                f"export it with opset {KEPT_OPSET} or newer",
+            )
 
 
 def _keep_old_resize(graph: ir.Model) -> None:
