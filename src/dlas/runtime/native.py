@@ -37,7 +37,11 @@ def owner(path: Path) -> str:
 
 
 def answers(
-    path: str, inputs: Sequence[np.ndarray], architecture: str = "", threads: int = 2
+    path: str,
+    inputs: Sequence[np.ndarray],
+    architecture: str = "",
+    threads: int = 2,
+    signature: str = "",
 ) -> list[np.ndarray]:
     """All outputs of a model file, in the order of the file.
 
@@ -46,6 +50,7 @@ def answers(
         inputs: One array ``(N, ...)`` per input of the file, in its order, all with the same N.
         architecture: For bare checkpoints.
         threads: Threads within an operator.
+        signature: Which function of a SavedModel.
 
     Returns:
         One array per output. Those with a row per sample are ``(N, ...)``; others come as they are where all rows
@@ -56,7 +61,7 @@ def answers(
         ShapeError: The file has another number of inputs.
     """
     runners = {"onnxruntime": _onnx, "litert": _tflite, "torch": _torch, "keras": _keras, OURSELVES: _dlas}
-    runner = runners[owner(Path(path))](path, architecture, threads)
+    runner = runners[owner(Path(path))](path, architecture or signature, threads)
     if runner.inputs != len(inputs):
         raise ShapeError(f"{Path(path).name} has {runner.inputs} inputs, {len(inputs)} were given")
     count, step = len(inputs[0]), runner.batch or BLOCK
@@ -171,13 +176,13 @@ def _dlas(path: str, architecture: str, threads: int) -> _Runner:
     )
 
 
-def _keras(path: str, architecture: str, threads: int) -> _Runner:
+def _keras(path: str, signature: str, threads: int) -> _Runner:
     # The same static checks and the same loader as the importer's, but no translation.
     tf = tensorflow()
     with contextlib.suppress(RuntimeError):  # it has run something already, and keeps the threads it has
         tf.config.threading.set_intra_op_parallelism_threads(threads)
         tf.config.threading.set_inter_op_parallelism_threads(1)
-    opened = open_network(Path(path))
+    opened = open_network(Path(path), signature)
     answer = tf.function(opened.function, autograph=False, input_signature=list(opened.inputs))
     first = opened.inputs[0].shape[:1]
     return _Runner(

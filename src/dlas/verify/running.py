@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -30,11 +30,12 @@ class Subject:
     path: Path
     model: Model
     architecture: str = ""
+    options: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
     def open(cls, path: Path, architecture: str = "", **options: Any) -> Subject:
         """Read a file with the options of its format's reader; raises ModelError when it cannot be."""
-        return cls(path, import_model(path, architecture, **options), architecture)
+        return cls(path, import_model(path, architecture, **options), architecture, options)
 
 
 def source_rows(
@@ -83,7 +84,12 @@ def fed_rows(model: Model, x: Mapping[str, np.ndarray], data: Dataset | None) ->
 def native(subject: Subject, inputs: list[np.ndarray], timeout_s: float) -> list[np.ndarray]:
     """All outputs of a file on the runtime that owns it, as real numbers; raises WorkerFailure."""
     answers = run_in_worker(
-        "dlas.runtime.native:answers", str(subject.path), inputs, subject.architecture, timeout_s=timeout_s
+        "dlas.runtime.native:answers",
+        str(subject.path),
+        inputs,
+        subject.architecture,
+        signature=str(subject.options.get("signature", "")),
+        timeout_s=timeout_s,
     )
     return [to_real(y, subject.model, i) for i, y in enumerate(answers)]
 
