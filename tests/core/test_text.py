@@ -85,7 +85,11 @@ def test_names_in_a_file_do_not_reach_the_terminal(
         proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8)
         proto.producer_name = name
         (tmp_path / "m.onnx").write_bytes(proto.SerializeToString())
-        rest = {"convert": [str(tmp_path / "out.onnx")], "compress": ["float16"]}.get(command[0], [])
+        rest = {
+            "convert": [str(tmp_path / "out.onnx")],
+            "compress": ["float16"],
+            "bench": ["--quick", "--backends", "onnxruntime"],
+        }.get(command[0], [])
         assert run_command([*command, str(tmp_path / "m.onnx"), *rest]) in (0, 2)
         out, err = capfd.readouterr()
         assert all(c.isprintable() or c in "\n\t" for c in out + err)
