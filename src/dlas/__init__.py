@@ -25,7 +25,7 @@ _PUBLIC = {
     ),
     "dlas.core.errors": (
         "CheckFailedError", "DataError", "DlasError", "MissingDependencyError", "ModelError", "OptionError",
-        "ShapeError", "UnknownNameError", "UnsupportedError",
+        "ShapeError", "StorageError", "UnknownNameError", "UnsupportedError",
     ),
     "dlas.core.figure": ("Figure", "Outcome", "Record", "Source"),
     "dlas.core.options": ("Choice",),

@@ -19,7 +19,10 @@ def net(tmp_path: Path) -> Path:
 
 
 def test_an_option_reaches_the_writer(net: Path, tmp_path: Path) -> None:
-    assert run_command(["convert", str(net), str(tmp_path / "net.tflite"), "--write", "batch=3", "--no-check"]) == 0
+    assert (
+        run_command(["convert", str(net), str(tmp_path / "net.tflite"), "--write", "batch=3", "--no-check"])
+        == 0
+    )
     loaded = load_model(tmp_path / "net.tflite", dynamic_batch=False)
     assert loaded.inputs[0].shape[0] == 3
 

@@ -237,9 +237,7 @@ def test_a_run_stopped_again_and_again_ends_with_the_bits_of_one_that_was_not(
     assert state_of(net) == state_of(whole)
     assert again == losses
     # The word that stops a run comes before its step is saved, so each gets one step further.
-    assert [t for t in heard if t.startswith("resumed")] == [
-        f"resumed at step {k} of 9" for k in range(2, 9)
-    ]
+    assert [t for t in heard if t.startswith("resumed")] == [f"resumed at step {k} of 9" for k in range(2, 9)]
 
 
 def test_a_finished_training_is_not_done_again(every_step: None, tmp_path: Path) -> None:

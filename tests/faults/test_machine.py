@@ -208,7 +208,6 @@ def test_the_clock_goes_back_by_a_day(bench: Bench, after: int) -> None:
     assert len(before) == 2
 
 
-@pytest.mark.xfail(strict=True, reason="explore/storage.py orders the studies of a file by the clock")
 def test_the_study_that_ran_last_is_not_told_by_the_clock(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

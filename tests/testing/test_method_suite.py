@@ -5,10 +5,14 @@ from __future__ import annotations
 from dlas.compress.method import methods
 from dlas.testing.methods import MethodSuite
 
+# What the tiny network of the suite needs to be changed at all.
+OPTIONS = {"dynamic-int8": "min_elements=1"}
+
 # Every registered method with its defaults; a new one is tested without a line here.
 for _name in methods.names():
     _suite = "Test" + _name.title().replace("-", "")
-    globals()[_suite] = type(_suite, (MethodSuite,), {"method": _name})
+    _choice = f"{_name}:{OPTIONS[_name]}" if _name in OPTIONS else _name
+    globals()[_suite] = type(_suite, (MethodSuite,), {"method": _choice})
 
 
 class TestInt8PerTensor(MethodSuite):

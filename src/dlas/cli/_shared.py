@@ -232,6 +232,7 @@ class Bar:
         )
         self._task = self._bar.add_task("start", total=None)
         self._done, self._total = 0, 0
+        self._said = ""
 
     def __enter__(self) -> Bar:
         self._bar.start()
@@ -248,7 +249,8 @@ class Bar:
     def step(self, text: str) -> None:
         """See explore.progress.Progress."""
         self._bar.update(self._task, description=clean(text))
-        if self._lines:
+        if self._lines and text != self._said:
+            self._said = text
             count = f"{self._done}/{self._total} " if self._total else ""
             say(f"  {count}{text}")
 

@@ -101,8 +101,10 @@ def _fail(text: str, code: int) -> int:
 
 
 def _debug() -> None:
+    from dlas.cli._shared import say
+
     if os.environ.get("DLAS_DEBUG"):
-        traceback.print_exc()
+        say(traceback.format_exc())
 
 
 if __name__ == "__main__":

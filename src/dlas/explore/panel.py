@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from dlas.core.cache import key_of
-from dlas.core.errors import DlasError
+from dlas.core.errors import DlasError, StorageError
 from dlas.core.figure import Figure, Source
 from dlas.core.timing import Protocol as TimingProtocol
 from dlas.core.timing import Timing, ratio
@@ -70,6 +70,8 @@ class Panel:
             return member
         try:
             artifact = self._bench.artifact(member.product, stack.backend, stack.target)
+        except StorageError:  # no property of the member: the run stops
+            raise
         except DlasError as failure:
             member.failure = self._failures[memo] = failure
             return member
@@ -82,6 +84,8 @@ class Panel:
             size = artifact.facts["artifact_bytes"]
             member.figures["artifact_bytes"] = Figure(size, "bytes", Source.MEASURED)
             member.comparison = self._check(memo, member)
+        except StorageError:
+            raise
         except DlasError as failure:
             self._fail(member, failure)
         return member

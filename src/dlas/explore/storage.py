@@ -189,7 +189,9 @@ class SqliteStorage:
         """Create or replace; see Storage."""
         with self._transaction():
             self._db.execute(
-                "INSERT INTO studies VALUES (?, ?, ?) ON CONFLICT (name) DO UPDATE SET facts = excluded.facts,"
+                # The newest is the one put last, even where the clock went back in between.
+                "INSERT INTO studies VALUES (?, ?, MAX(?, (SELECT COALESCE(MAX(changed), 0) + 0.001 FROM studies)))"
+                " ON CONFLICT (name) DO UPDATE SET facts = excluded.facts,"
                 " changed = excluded.changed",
                 (name, json.dumps(dict(facts)), time.time()),
             )
