@@ -14,8 +14,10 @@ import pytest
 from tflite_maker import File, feeds_of, run_onnx
 
 from dlas.core.errors import DlasError, ModelError, UnsupportedError
-from dlas.graph.formats.tflite import from_bytes
+from dlas.graph.formats.tflite import from_bytes, to_bytes
 from dlas.graph.formats.tflite.flat import pack, schema
+from dlas.graph.reference import predict
+from dlas.testing.models import images, residual
 
 
 def network() -> File:
@@ -201,3 +203,14 @@ def test_an_input_handed_through_is_an_output_of_its_own() -> None:
     assert model.outputs[1].name.startswith("t0_out")
     (x,) = feeds_of(f)
     assert np.array_equal(run_onnx(model, [x])[1], x)
+
+
+def test_a_result_or_a_constant_that_is_called_state_is_still_what_it_is() -> None:
+    # LiteRT computes on with what an operator gave or the file holds; only what nothing provides starts at zero.
+    data, _ = to_bytes(residual())
+    table = schema().ModelT.InitFromPackedBuf(data, 0)
+    for tensor in table.subgraphs[0].tensors:
+        tensor.isVariable = True
+    x = images(2).transpose(0, 2, 3, 1)
+    marked, plain = from_bytes(pack(table), "marked"), from_bytes(data, "plain")
+    np.testing.assert_array_equal(predict(marked, x), predict(plain, x))

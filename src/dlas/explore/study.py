@@ -144,7 +144,7 @@ def front_volume(
 ) -> dict[str, Any]:
     """Hypervolume of the Pareto set against the worst value of every objective over all good points, times 1.1."""
     _, values = values_of(points, objectives)
-    if not front or len(objectives) > 4:
+    if not front or not 1 <= len(objectives) <= 4:
         return {}
     reference = reference_point(values)
     return {"value": hypervolume(values, reference), "reference": [float(v) for v in reference]}

@@ -9,7 +9,7 @@ import json
 import math
 import struct
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import ModuleType
 from typing import Any
 
@@ -195,6 +195,10 @@ def _network(model: Any, data: bytes) -> Network:
         _operation(graph.Operators(n), codes, count, budget) for n in range(graph.OperatorsLength())
     )
     metadata = _metadata(model, constants)
+    # State is what nothing provides; an input or the result of an operator is none, whatever the file calls it. Only
+    # the basic LSTM lists its state among its results.
+    provided = {*inputs, *(i for op in operations if op.kind != "LSTM" for i in op.outputs)}
+    tensors = [replace(t, variable=t.variable and t.index not in provided) for t in tensors]
     network = Network(tuple(tensors), operations, inputs, outputs, metadata, description, unread)
     if not unread:  # otherwise it is refused with all that cannot be read
         _check_order(network)
@@ -304,8 +308,9 @@ def _shape(raw: Any, index: int, size: int) -> tuple[int, ...]:
 def _tensor(index: int, name: str, raw: Any, kind: str, constants: Constants) -> Tensor:
     dtype = DTYPES.get(kind) or WIDENED[kind]
     shape = _shape(raw, index, np.dtype(dtype).itemsize)
-    constant = None if raw.isVariable else constants.tensor(raw, kind, shape, name)
-    if constant is None and not raw.isVariable and dtype == "int32" and shape == (0,):
+    constant = constants.tensor(raw, kind, shape, name)
+    state = bool(raw.isVariable) and constant is None  # with content it is a constant to LiteRT, whatever it is called
+    if constant is None and not state and dtype == "int32" and shape == (0,):
         constant = np.empty(shape, dtype)  # the shape of a scalar, the axes of nothing
     signature = [] if raw.shapeSignature is None else list(raw.shapeSignature[:1])
     return Tensor(
@@ -316,7 +321,7 @@ def _tensor(index: int, name: str, raw: Any, kind: str, constants: Constants) ->
         _quant(raw.quantization, shape, dtype, name),
         constant,
         bool(signature) and int(signature[0]) == -1,
-        bool(raw.isVariable),
+        state,
     )
 
 
