@@ -183,7 +183,7 @@ class _Runner:
     def __init__(self, graph: ir.Model, names: Sequence[str], spec: TensorSpec) -> None:
         self.names = list(names)
         self.spec = spec
-        self.session = _session(graph, self.names)
+        self.session = open_session(graph, self.names)
         self.fixed = spec.shape[0] if spec.shape and isinstance(spec.shape[0], int) else 0
         self.batch = self.fixed
 
@@ -192,18 +192,30 @@ class _Runner:
         if not self.batch:
             bytes_per_row = sum(a.nbytes for a in self._run(rows[:1]))
             self.batch = int(np.clip(_BATCH_BYTES // max(bytes_per_row, 1), 1, _MAX_BATCH))
-        for start in range(0, len(rows), self.batch):
-            part = rows[start : start + self.batch]
-            if self.fixed and len(part) < self.fixed:
-                # A network of fixed batch: rows seen twice leave the extremes and, nearly, the counts as they are.
-                part = np.concatenate([part] * (self.fixed // len(part) + 1))[: self.fixed]
+        for part in parts(rows, self.batch, self.fixed):
             yield len(part), self._run(part)
 
     def _run(self, rows: np.ndarray) -> list[np.ndarray]:
         return self.session.run(self.names, {self.spec.name: rows})  # type: ignore[return-value]
 
 
-def _session(graph: ir.Model, names: Sequence[str]) -> InferenceSession:
+def parts(rows: np.ndarray, batch: int, fixed: int = 0) -> Iterator[np.ndarray]:
+    """``rows`` in parts of ``batch``; of exactly ``fixed``, if that is not 0, by repeating rows of the last part."""
+    for start in range(0, len(rows), batch):
+        part = rows[start : start + batch]
+        if fixed and len(part) < fixed:
+            # Rows seen twice leave the extremes and, nearly, the counts as they are.
+            part = np.concatenate([part] * (fixed // len(part) + 1))[:fixed]
+        yield part
+
+
+def open_session(graph: ir.Model, names: Sequence[str]) -> InferenceSession:
+    """A one-threaded session that gives the tensors ``names`` in float arithmetic, also of a graph in QDQ form.
+
+    Raises:
+        ModelError: onnxruntime refuses the network.
+        UnsupportedError: It has no kernel for one of the operators.
+    """
     import onnxruntime
 
     proto = ir.to_proto(graph)
@@ -214,6 +226,9 @@ def _session(graph: ir.Model, names: Sequence[str]) -> InferenceSession:
     options.intra_op_num_threads = 1
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
+    options.add_session_config_entry(
+        "session.disable_quant_qdq", "1"
+    )  # no integer kernels: saturation differs
     try:
         return onnxruntime.InferenceSession(
             proto.SerializeToString(), options, providers=["CPUExecutionProvider"]

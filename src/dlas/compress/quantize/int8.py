@@ -16,9 +16,10 @@ from typing import Literal
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
-from dlas.compress.calibration import CALIBRATIONS, Range, calibrate, calibration_batches
+from dlas.compress.calibration import CALIBRATIONS, Batches, Range, calibrate, calibration_batches
 from dlas.compress.method import Change, Method, Plan, Progress, methods
 from dlas.compress.qdq import Grid, QdqWriter, activation_grid, bias_codes, weight_grid
+from dlas.compress.quantize._bias import CORRECTED, add_to_bias, mean_errors
 from dlas.compress.quantize._lower import lower, restore_weights
 from dlas.compress.quantize._scheme import (
     RULES,
@@ -52,6 +53,9 @@ class Options:
     rows: int = option(512, "training rows used for calibration", low=1)
     io: Literal["float32", "int8"] = option(
         "float32", "dtype of the network's inputs and outputs", choices=("float32", "int8")
+    )
+    bias_correction: bool = option(
+        True, "add the mean error of each layer over the calibration rows to its bias"
     )
     keep_float: str = option("", "patterns of node names to leave float, separated by |")
 
@@ -91,7 +95,10 @@ class Int8(Method):
         graph = _prepare(model)
         scheme = choose(graph.graph, self.options.keep_float)
         _require_layers(model, scheme)
-        grids = self._calibrate(model, graph, scheme, data, progress)
+        batches, rows = calibration_batches(model, data, self.options.rows)
+        grids = self._calibrate(model, graph, scheme, batches, rows, progress)
+        if self.options.bias_correction:
+            self._correct(model, graph, scheme, grids, batches, rows, progress)
         notes = _Rewriter(graph.graph, scheme, grids, self.options).run()
         RemoveUnusedNodesPass()(graph)
         if progress is not None:
@@ -115,10 +122,16 @@ class Int8(Method):
         return model.with_step(graph, step, preprocessing=preprocessing)
 
     def _calibrate(
-        self, model: Model, graph: ir.Model, scheme: Scheme, data: Dataset | None, progress: Progress | None
+        self,
+        model: Model,
+        graph: ir.Model,
+        scheme: Scheme,
+        batches: Batches,
+        rows: int,
+        progress: Progress | None,
     ) -> dict[ir.Value, Grid]:
         """Grid of every group, by the tensor that stands for it."""
-        batches, rows = calibration_batches(model, data, self.options.rows)
+        share = 0.6 if self.options.bias_correction else 0.9
         observed: dict[str, str] = {}
         ranges: dict[str, Range] = {}
         for value in scheme.sources():
@@ -138,7 +151,7 @@ class Int8(Method):
             whole={
                 str(v.name) for v in scheme.scores()
             },  # cutting the top score would turn the answer into a tie
-            progress=None if progress is None else lambda f: progress(0.9 * f, "calibrating"),
+            progress=None if progress is None else lambda f: progress(share * f, "calibrating"),
             rows=rows,
         )
         merged: dict[ir.Value, Range] = {}
@@ -147,6 +160,42 @@ class Int8(Method):
             merged[root] = merged[root].union(span) if root in merged else span
         grids = {root: activation_grid(span.low, span.high) for root, span in merged.items()}
         return grids | {scheme.group(value): grid for value, grid in scheme.fixed.items()}
+
+    def _correct(
+        self,
+        model: Model,
+        graph: ir.Model,
+        scheme: Scheme,
+        grids: dict[ir.Value, Grid],
+        batches: Batches,
+        rows: int,
+        progress: Progress | None,
+    ) -> None:
+        """Move the mean error of every layer of ``graph``, still float, into its bias."""
+        copy, trial = graph.clone(), graph.clone()
+        float_scheme = choose(copy.graph, self.options.keep_float)
+        trial_scheme = choose(trial.graph, self.options.keep_float)
+        by_name = {value.name: grid for value, grid in grids.items()}
+        roots = {trial_scheme.group(value) for value in trial_scheme.tensors}
+        trial_layers = _biased(trial_scheme)
+        _Rewriter(
+            trial.graph,
+            trial_scheme,
+            {root: by_name[root.name] for root in roots},
+            dataclasses.replace(self.options, io="float32"),
+        ).run()
+        shifts = mean_errors(
+            copy,
+            _biased(float_scheme),
+            trial,
+            trial_layers,
+            model.inputs[0],
+            batches,
+            rows=rows,
+            progress=None if progress is None else lambda f: progress(0.6 + 0.3 * f, "correcting biases"),
+        )
+        for layer, shift in zip(_biased(scheme), shifts, strict=True):
+            add_to_bias(graph.graph, layer, shift)
 
 
 class _Rewriter:
@@ -327,6 +376,10 @@ def _weighted(scheme: Scheme) -> list[ir.Node]:
         for n in scheme.nodes
         if RULES[n.op_type].kind == "weighted" and constant(input_at(n, 1)) is not None
     ]
+
+
+def _biased(scheme: Scheme) -> list[ir.Node]:
+    return [n for n in _weighted(scheme) if n.op_type in CORRECTED]
 
 
 def _weight_change(node: ir.Node, per_channel: bool) -> tuple[Change, int, int]:
