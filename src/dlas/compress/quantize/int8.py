@@ -19,7 +19,7 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 from dlas.compress.calibration import CALIBRATIONS, Batches, Range, calibrate, calibration_batches
 from dlas.compress.method import Change, Method, Plan, Progress, methods
 from dlas.compress.qdq import Grid, QdqWriter, activation_grid, bias_codes, weight_grid
-from dlas.compress.quantize._bias import CORRECTED, add_to_bias, mean_errors
+from dlas.compress.quantize._bias import CORRECTED, add_to_bias, mean_errors, outputs
 from dlas.compress.quantize._lower import lower, restore_weights
 from dlas.compress.quantize._scheme import (
     RULES,
@@ -75,7 +75,7 @@ class Int8(Method):
         graph = _prepare(model)
         scheme = choose(graph.graph, self.options.keep_float)
         _require_layers(model, scheme)
-        changes = [_weight_change(n, self.options.per_channel) for n in _weighted(scheme)]
+        changes = [_weight_change(n, self.options) for n in _weighted(scheme)]
         before = sum(v.const_value.nbytes for v in graph.graph.initializers.values() if v.const_value)
         saved = sum(was - now for _, was, now in changes)
         expected = {
@@ -178,12 +178,16 @@ class Int8(Method):
         by_name = {value.name: grid for value, grid in grids.items()}
         roots = {trial_scheme.group(value) for value in trial_scheme.tensors}
         trial_layers = _biased(trial_scheme)
+        biases = [input_at(layer, 2) for layer in trial_layers]
         _Rewriter(
             trial.graph,
             trial_scheme,
             {root: by_name[root.name] for root in roots},
             dataclasses.replace(self.options, io="float32"),
         ).run()
+        for layer, bias in zip(trial_layers, biases, strict=True):
+            if bias is not None:
+                layer.replace_input_with(2, bias)  # its own rounding is done anew, not corrected
         shifts = mean_errors(
             copy,
             _biased(float_scheme),
@@ -382,13 +386,16 @@ def _biased(scheme: Scheme) -> list[ir.Node]:
     return [n for n in _weighted(scheme) if n.op_type in CORRECTED]
 
 
-def _weight_change(node: ir.Node, per_channel: bool) -> tuple[Change, int, int]:
+def _weight_change(node: ir.Node, options: Options) -> tuple[Change, int, int]:
     """One line of the plan, bytes before and bytes after (scales and zero points included)."""
     weight, bias = constant(input_at(node, 1)), constant(input_at(node, 2))
     assert weight is not None
+    per_channel = options.per_channel
     channels = weight.shape[weight_axis(node)] if per_channel else 1
     before = weight.size * 4 + (0 if bias is None else bias.size * 4)
     after = weight.size + channels * 5 + (0 if bias is None else bias.size * 4 + channels * 8)
+    if bias is None and options.bias_correction and node.op_type in CORRECTED:
+        after += outputs(node, weight) * 4 + channels * 8
     shape = "x".join(map(str, weight.shape))
     scales = f"{channels} scales on axis {weight_axis(node)}" if per_channel else "one scale"
     change = Change(

@@ -22,7 +22,9 @@ LARGEST_INPUT = 2**20  # elements; networks that want more are not run
 LARGEST_WORK = 2**24  # elements of all tensors with a known shape together
 _TOLERANCE = 1e-3
 _STEPS = 3  # what rounding may move a quantised output by, beside what the runtime's own kernels differ by
-_QUANTISED_TOLERANCE = 0.1  # of the largest answer, likewise, for one that answers in floats: steps of 3 % are seen
+_QUANTISED_TOLERANCE = (
+    0.1  # of the largest answer, likewise, for one that answers in floats: steps of 3 % are seen
+)
 
 
 class WrongAnswerError(Exception):

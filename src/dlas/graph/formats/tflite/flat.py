@@ -309,7 +309,9 @@ def _tensor(index: int, name: str, raw: Any, kind: str, constants: Constants) ->
     dtype = DTYPES.get(kind) or WIDENED[kind]
     shape = _shape(raw, index, np.dtype(dtype).itemsize)
     constant = constants.tensor(raw, kind, shape, name)
-    state = bool(raw.isVariable) and constant is None  # with content it is a constant to LiteRT, whatever it is called
+    state = (
+        bool(raw.isVariable) and constant is None
+    )  # with content it is a constant to LiteRT, whatever it is called
     if constant is None and not state and dtype == "int32" and shape == (0,):
         constant = np.empty(shape, dtype)  # the shape of a scalar, the axes of nothing
     signature = [] if raw.shapeSignature is None else list(raw.shapeSignature[:1])

@@ -1,0 +1,136 @@
+"""Empirical bias correction: the mean error of every layer's output goes into its bias.
+
+Rounded weights and clipped activations shift the mean of a layer's output, and the shift adds up over the layers
+(Nagel et al. 2019, "Data-Free Quantization Through Weight Equalization and Bias Correction", section 4.2 and appendix
+D). Both networks run once over the calibration rows. Each layer of the quantised one is put right inside the batch
+before the next one reads it, so that every layer sees the inputs it will see and one pass does for all: as exact as
+layer after layer, at the price of two forward passes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from dlas.compress.calibration import Batches, open_session, parts
+from dlas.compress.qdq import QdqWriter
+from dlas.compress.quantize._scheme import attribute, constant, input_at, weight_axis
+from dlas.graph.model import TensorSpec
+
+_BATCH = 16  # the mean over one batch is close enough to that over all rows; larger ones take memory only
+CORRECTED = ("Conv", "ConvTranspose", "Gemm")
+"""Operators with a bias to correct; a MatMul has none."""
+
+
+def mean_errors(
+    network: ir.Model,
+    layers: Sequence[ir.Node],
+    trial: ir.Model,
+    trial_layers: Sequence[ir.Node],
+    spec: TensorSpec,
+    batches: Batches,
+    *,
+    rows: int = 0,
+    progress: Callable[[float], Any] | None = None,
+) -> list[np.ndarray]:
+    """Mean over rows and positions of float output minus quantised output, per layer and channel.
+
+    Args:
+        network: The float network; gets outputs, so pass a copy.
+        layers: Its layers to compare, operators of :data:`CORRECTED`.
+        trial: The same network in QDQ form with float input; is rewritten, so pass a copy.
+        trial_layers: The same layers there, in the same order.
+        spec: The one input.
+        batches: Stream of calibration rows.
+        rows: Number of rows in the stream, for ``progress``.
+        progress: Called with the fraction done.
+
+    Returns:
+        ``(channels,) float64`` per layer. 0 where a mean is not finite, as behind a clip that hides an overflow.
+    """
+    if not layers:
+        return []
+    means = [_add_mean(network, layer, layer.outputs[0]) for layer in layers]
+    pairs = [_put_right(trial, layer) for layer in trial_layers]
+    wanted = [str(mean.name) for mean in means]
+    given, errors = [str(a.name) for a, _ in pairs], [str(b.name) for _, b in pairs]
+    exact, quantised = open_session(network, wanted), open_session(trial, errors)
+    fixed = spec.shape[0] if spec.shape and isinstance(spec.shape[0], int) else 0
+    sums, count = [np.zeros(())] * len(layers), 0
+    for array in batches():
+        for part in parts(array, fixed or _BATCH, fixed):
+            feed = {spec.name: part}
+            feed |= zip(given, exact.run(wanted, feed), strict=True)  # type: ignore[arg-type]
+            found = quantised.run(errors, feed)
+            sums = [
+                s + len(part) * np.asarray(e, np.float64).reshape(-1)
+                for s, e in zip(sums, found, strict=True)
+            ]
+            count += len(part)
+            if progress is not None and rows:
+                progress(min(1.0, count / rows))
+    return [np.where(np.isfinite(s), s, 0.0) / max(count, 1) for s in sums]
+
+
+def outputs(layer: ir.Node, weight: np.ndarray) -> int:
+    """Number of values in a layer's bias."""
+    groups = int(attribute(layer, "group", 1)) if layer.op_type == "ConvTranspose" else 1
+    return weight.shape[weight_axis(layer)] * groups
+
+
+def add_to_bias(graph: ir.Graph, layer: ir.Node, shift: np.ndarray) -> None:
+    """Add ``shift``, ``(channels,)``, to the bias of a float layer, in place; a layer without one gets one."""
+    value = input_at(layer, 2)
+    bias = constant(value)
+    before = np.zeros(len(shift)) if bias is None else bias.reshape(-1).astype(np.float64)
+    name = f"{layer.outputs[0].name}_bias" if value is None else f"{value.name}_corrected"
+    corrected = QdqWriter(graph).constant((before + shift).astype(np.float32), name)
+    if len(layer.inputs) < 3:
+        layer.resize_inputs(3)
+    layer.replace_input_with(2, corrected)
+
+
+def _add_mean(model: ir.Model, layer: ir.Node, value: ir.Value) -> ir.Value:
+    """A new output: the mean of a layer's output over rows and positions, ``(1, channels, 1, ...)``."""
+    node = _mean_node(model, layer, value)
+    model.graph.insert_after(layer, node)
+    return node.outputs[0]
+
+
+def _put_right(model: ir.Model, layer: ir.Node) -> tuple[ir.Value, ir.Value]:
+    """Let a layer's output have the mean that is fed; gives the new input and the mean error."""
+    out = layer.outputs[0]
+    writer = QdqWriter(model.graph)
+    uses = list(out.uses())
+    node = _mean_node(model, layer, out)
+    wanted = ir.Value(name=writer.name(f"{out.name}_wanted"), type=ir.TensorType(ir.DataType.FLOAT))
+    wanted.shape = ir.Shape([None if d == -1 else d for d in (1, -1, *[1] * (_rank(layer) - 2))])
+    model.graph.inputs.append(wanted)
+    error = ir.node("Sub", [wanted, node.outputs[0]])
+    right = ir.node("Add", [out, error.outputs[0]])
+    for made, what in ((error, "error"), (right, "right")):
+        made.name = made.outputs[0].name = writer.name(f"{out.name}_{what}")
+    for use in uses:
+        use.node.replace_input_with(use.idx, right.outputs[0])
+    model.graph.insert_after(layer, [node, error, right])
+    return wanted, error.outputs[0]
+
+
+def _mean_node(model: ir.Model, layer: ir.Node, value: ir.Value) -> ir.Node:
+    writer = QdqWriter(model.graph)
+    axes = np.array([0, *range(2, _rank(layer))], np.int64)
+    if model.graph.opset_imports.get("", 0) < 18:
+        node = ir.node("ReduceMean", [value], {"axes": axes.tolist(), "keepdims": 1})
+    else:
+        node = ir.node("ReduceMean", [value, writer.constant(axes, f"{value.name}_axes")], {"keepdims": 1})
+    node.name = node.outputs[0].name = writer.name(f"{value.name}_mean")
+    return node
+
+
+def _rank(layer: ir.Node) -> int:
+    weight = constant(input_at(layer, 1))
+    shape = None if layer.inputs[1] is None else layer.inputs[1].shape
+    return weight.ndim if weight is not None else len(shape or ())
