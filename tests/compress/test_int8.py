@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import onnx
+import onnx_ir as ir
 import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 from dlas.compress.method import compress_model, methods
+from dlas.compress.unsigned import unsigned_activations
 from dlas.core.errors import DataError, DlasError, ModelError, OptionError, UnknownNameError, UnsupportedError
 from dlas.data.dataset import Dataset
+from dlas.graph.format import save_model
 from dlas.graph.model import Model
-from dlas.runtime.backends._onnxruntime_graph import unsigned_activations
 
 RNG = np.random.default_rng(7)
 
@@ -47,6 +51,7 @@ def rows(*shape: int, count: int = 48) -> Dataset:
 
 
 def int8(model: Model, data: Dataset | None, **options) -> Model:
+    options.setdefault("activations", "int8")  # the codes themselves; uint8 only stores them otherwise
     out = methods.get("int8")(**options).apply(model, data)
     onnx.checker.check_model(out.to_proto(), full_check=True)
     return out
@@ -203,7 +208,7 @@ def test_same_rows_same_bytes_and_the_input_is_untouched(residual: Model) -> Non
     assert step.action == "int8"
     assert step.options["calibration"] == "mse"
     assert step.notes == (f"calibrated on 48 rows of rows ({rows(3, 8, 8).hash[:16]})",)
-    assert methods.get("int8")(**step.options).options == methods.get("int8")().options
+    assert methods.get("int8")(**step.options).options == methods.get("int8")(activations="int8").options
     assert len(first.to_bytes()) < len(residual.to_bytes()) + 20_000
 
 
@@ -218,6 +223,34 @@ def test_unsigned_shift_changes_no_value(residual: Model) -> None:
         np.testing.assert_array_equal(run(model, feed), run(shifted, feed))
         assert shifted.inputs == model.inputs
         assert shifted.outputs == model.outputs
+
+
+@pytest.mark.parametrize("io", ["float32", "int8"])
+def test_uint8_activations_are_the_same_numbers_and_the_same_tflite_file(
+    residual: Model, io: str, tmp_path
+) -> None:
+    signed, plain = (
+        int8(residual, rows(3, 8, 8), io=io),
+        methods.get("int8")(io=io).apply(residual, rows(3, 8, 8)),
+    )
+    kinds = {
+        i.const_value.dtype for n in plain.ir.graph if n.op_type == "QuantizeLinear" for i in n.inputs[2:]
+    }
+    assert kinds == {ir.DataType.UINT8} if io == "float32" else ir.DataType.UINT8 in kinds
+    x = rows(3, 8, 8).samples if io == "float32" else np.arange(-96, 96, dtype=np.int8).reshape(1, 3, 8, 8)
+    np.testing.assert_array_equal(run(signed, x), run(plain, x))
+    for name, model in (("signed", signed), ("plain", plain)):
+        save_model(dataclasses.replace(model, history=()), tmp_path / f"{name}.tflite")  # it tells the option
+    assert (tmp_path / "signed.tflite").read_bytes() == (tmp_path / "plain.tflite").read_bytes()
+
+
+def test_onnxruntime_fuses_every_layer_of_the_bare_file(residual: Model, tmp_path) -> None:
+    model = methods.get("int8")().apply(residual, rows(3, 8, 8))
+    assert unsigned_activations(model.editable()) == 0  # so `kernels` takes it as it is
+    found = kernels(model, tmp_path)
+    assert found.count("QLinearConv") == 2
+    assert {"QLinearAdd", "QGemm"} <= set(found)
+    assert not {"Conv", "Gemm", "Add", "Relu"} & set(found)
 
 
 def test_integer_arithmetic_of_a_gemm() -> None:
@@ -463,7 +496,7 @@ def test_dead_channels_and_huge_biases() -> None:
     model = net(
         [("Conv", ["x", "w", "b"], "y", {})], ["N", 3, 4, 4], ["N", 4, 4, 4], {"w": weight, "b": bias}
     )
-    q = int8(model, rows(3, 4, 4), calibration="min-max")
+    q = int8(model, rows(3, 4, 4), calibration="min-max", bias_correction=False)
     dq = node(q, "Conv").inputs[1].producer()
     scale, _ = grid(q, dq)
     assert (scale > 1e-6).all()

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from dlas.compress.method import methods
+from dlas.compress.unsigned import unsigned_activations
 from dlas.data.dataset import Dataset
 from dlas.data.find import load_dataset
 from dlas.data.preprocess import prepare
@@ -16,7 +17,6 @@ from dlas.graph.format import load_model
 from dlas.graph.model import Model
 from dlas.graph.preprocessing import Preprocessing
 from dlas.graph.reference import predict
-from dlas.runtime.backends._onnxruntime_graph import unsigned_activations
 
 
 @pytest.fixture(scope="module")

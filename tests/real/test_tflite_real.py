@@ -10,9 +10,9 @@ import numpy as np
 import onnxruntime as ort
 import pytest
 
+from dlas.compress.unsigned import unsigned_activations
 from dlas.graph.formats.tflite import from_bytes, to_bytes
 from dlas.graph.model import Model
-from dlas.runtime.backends._onnxruntime_graph import unsigned_activations
 
 interpreter = pytest.importorskip("ai_edge_litert.interpreter")
 FILES = {

@@ -14,12 +14,12 @@ import onnx
 import onnx_ir as ir
 import pytest
 
+from dlas.compress.unsigned import unsigned_activations
 from dlas.core.errors import OptionError, UnsupportedError
 from dlas.graph.model import Model
 from dlas.graph.reference import Reference
 from dlas.hardware.target import Target, target_for
 from dlas.runtime.backend import backend_for, backends
-from dlas.runtime.backends._onnxruntime_graph import unsigned_activations
 from dlas.testing import models
 from dlas.testing.backends import BackendSuite, sqnr_db
 

@@ -4,6 +4,12 @@ The network comes out in QDQ form, which onnxruntime fuses into integer kernels 
 TFLite's 8-bit scheme (Jacob et al. 2018, "Quantization and Training of Neural Networks for Efficient
 Integer-Arithmetic-Only Inference"; TFLite 8-bit quantization specification). Not for networks that lose much to 8-bit
 activations, such as those with layer normalisation: keep such layers float with ``keep_float``.
+
+Bias correction is on because it keeps the network closer to its float self and costs one more pass. Calibrated on 300
+rows, judged on others, labels equal to those of the float network without and with it: MobileNet v1 0.25 73.8 and
+90.8 % (500 rows of ImageNet; top-1 41.2 and 42.2 %, float 42.6 %), ResNet-8 96.4 and 96.6 % (8,000 of CIFAR-10; top-1
+75.05 and 75.28 %, float 75.01 %), ResNet-20 98.6 and 98.7 % (same; 81.0 and 81.2 %, float 80.9 %), digits-cnn 100 %
+both, the keyword spotter DS-CNN 99.75 % both (800 recordings of digits).
 """
 
 from __future__ import annotations
@@ -18,18 +24,18 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from dlas.compress.calibration import CALIBRATIONS, Batches, Range, calibrate, calibration_batches
 from dlas.compress.method import Change, Method, Plan, Progress, methods
-from dlas.compress.qdq import Grid, QdqWriter, activation_grid, bias_codes, weight_grid
+from dlas.compress.qdq import Grid, activation_grid
 from dlas.compress.quantize._bias import CORRECTED, add_to_bias, mean_errors, outputs
 from dlas.compress.quantize._lower import lower, restore_weights
+from dlas.compress.quantize._rewrite import Rewriter, weighted
 from dlas.compress.quantize._scheme import (
-    RULES,
     Scheme,
     choose,
     constant,
-    data_inputs,
     input_at,
     weight_axis,
 )
+from dlas.compress.unsigned import unsigned_activations
 from dlas.core.errors import UnsupportedError
 from dlas.core.figure import Figure, Source
 from dlas.core.options import option, options_dict
@@ -57,6 +63,12 @@ class Options:
     bias_correction: bool = option(
         True, "add the mean error of each layer over the calibration rows to its bias"
     )
+    activations: Literal["uint8", "int8"] = option(
+        "uint8",
+        "how codes inside an ONNX file are stored: the same numbers, uint8 is faster in ONNX Runtime on x86; "
+        "TFLite files hold int8 either way",
+        choices=("uint8", "int8"),
+    )
     keep_float: str = option("", "patterns of node names to leave float, separated by |")
 
 
@@ -75,7 +87,7 @@ class Int8(Method):
         graph = _prepare(model)
         scheme = choose(graph.graph, self.options.keep_float)
         _require_layers(model, scheme)
-        changes = [_weight_change(n, self.options) for n in _weighted(scheme)]
+        changes = [_weight_change(n, self.options) for n in weighted(scheme)]
         before = sum(v.const_value.nbytes for v in graph.graph.initializers.values() if v.const_value)
         saved = sum(was - now for _, was, now in changes)
         expected = {
@@ -99,8 +111,12 @@ class Int8(Method):
         grids = self._calibrate(model, graph, scheme, batches, rows, progress)
         if self.options.bias_correction:
             self._correct(model, graph, scheme, grids, batches, rows, progress)
-        notes = _Rewriter(graph.graph, scheme, grids, self.options).run()
+        options = self.options
+        rewriter = Rewriter(graph.graph, scheme, grids, per_channel=options.per_channel, io=options.io)
+        notes = rewriter.run()
         RemoveUnusedNodesPass()(graph)
+        if options.activations == "uint8":
+            unsigned_activations(graph)
         if progress is not None:
             progress(1.0, "quantised")
         step = Step(
@@ -179,12 +195,8 @@ class Int8(Method):
         roots = {trial_scheme.group(value) for value in trial_scheme.tensors}
         trial_layers = _biased(trial_scheme)
         biases = [input_at(layer, 2) for layer in trial_layers]
-        _Rewriter(
-            trial.graph,
-            trial_scheme,
-            {root: by_name[root.name] for root in roots},
-            dataclasses.replace(self.options, io="float32"),
-        ).run()
+        trial_grids = {root: by_name[root.name] for root in roots}
+        Rewriter(trial.graph, trial_scheme, trial_grids, per_channel=self.options.per_channel).run()
         for layer, bias in zip(trial_layers, biases, strict=True):
             if bias is not None:
                 layer.replace_input_with(2, bias)  # its own rounding is done anew, not corrected
@@ -202,134 +214,10 @@ class Int8(Method):
             add_to_bias(graph.graph, layer, shift)
 
 
-class _Rewriter:
-    """Puts Q and DQ nodes and integer weights into one graph."""
-
-    def __init__(
-        self, graph: ir.Graph, scheme: Scheme, grids: dict[ir.Value, Grid], options: Options
-    ) -> None:
-        self.graph = graph
-        self.scheme = scheme
-        self.grids = grids
-        self.options = options
-        self.writer = QdqWriter(graph)
-        self.active = set(scheme.nodes)
-        self.notes: list[str] = []
-
-    def run(self) -> list[str]:
-        """Rewrite; returns what the user must know."""
-        for node in _weighted(self.scheme):
-            self._weights(node)
-        for node, index in sorted(self.scheme.requantize, key=lambda e: (e[0].name or "", e[1])):
-            self._enter(node, index)
-        for value in self.scheme.tensors:
-            if constant(value) is not None:
-                self._operand(value)
-            else:
-                self._activation(value)
-        self.graph.sort()
-        if self.options.io == "int8":
-            ends = [("input", v) for v in self.graph.inputs] + [("output", v) for v in self.graph.outputs]
-            self.notes += [
-                f"{what} {v.name} stays float32: no integer layer there"
-                for what, v in ends
-                if v.dtype is ir.DataType.FLOAT
-            ]
-        return self.notes
-
-    def grid(self, value: ir.Value) -> Grid:
-        return self.grids[self.scheme.group(value)]
-
-    def _weights(self, node: ir.Node) -> None:
-        source, value, bias_value = node.inputs[0], node.inputs[1], input_at(node, 2)
-        weight, bias = constant(value), constant(bias_value)
-        if source is None or value is None or weight is None:
-            return
-        input_scale = self.grid(source).scale
-        axis = weight_axis(node) if self.options.per_channel else None
-        grid = weight_grid(weight, axis, bias=bias, input_scale=float(input_scale), name=str(value.name))
-        stored = self.writer.dequantized_constant(grid.quantize(weight, -127), grid, str(value.name))
-        self.graph.insert_before(node, stored)
-        node.replace_input_with(1, stored.outputs[0])
-        if bias is not None and bias_value is not None:
-            codes, scale = bias_codes(bias.reshape(-1), input_scale, grid)
-            stored = self.writer.dequantized_bias(codes, scale, str(bias_value.name))
-            self.graph.insert_before(node, stored)
-            node.replace_input_with(2, stored.outputs[0])
-
-    def _enter(self, node: ir.Node, index: int) -> None:
-        """Bring one input of a Concat onto the grid of its output."""
-        value, grid = node.inputs[index], self.grid(node.outputs[0])
-        if value is None:
-            return
-        name = self.writer.name(f"{value.name}_in_{node.outputs[0].name}")
-        quantize = self.writer.quantize(value, grid, name)
-        dequantize = self.writer.dequantize(quantize.outputs[0], grid, name)
-        self.graph.insert_before(node, [quantize, dequantize])
-        node.replace_input_with(index, dequantize.outputs[0])
-        self.active.add(quantize)
-
-    def _operand(self, value: ir.Value) -> None:
-        array, grid = constant(value), self.grid(value)
-        if array is None:
-            return
-        for use in self._integer_uses(value):
-            stored = self.writer.dequantized_constant(grid.quantize(array), grid, str(value.name))
-            self.graph.insert_before(use.node, stored)
-            use.node.replace_input_with(use.idx, stored.outputs[0])
-
-    def _activation(self, value: ir.Value) -> None:
-        name, grid, producer = str(value.name), self.grid(value), value.producer()
-        made_here = producer in self.active
-        outputs = [i for i, out in enumerate(self.graph.outputs) if out is value and made_here]
-        first = self.graph[0] if producer is None else None
-        arrives_coded = producer is None and self.options.io == "int8"
-        uses = list(value.uses()) if made_here or arrives_coded else self._integer_uses(value)
-        if arrives_coded:
-            codes, new = value, []
-        else:
-            quantize = self.writer.quantize(value, grid, name)
-            codes, new = quantize.outputs[0], [quantize]
-        whole = bool(outputs) and self.options.io == "int8"
-        dequantize = None
-        if uses or (outputs and not whole):
-            dequantize = self.writer.dequantize(codes, grid, name)
-            new.append(dequantize)
-            for use in uses:
-                use.node.replace_input_with(use.idx, dequantize.outputs[0])
-        if first is not None:
-            self.graph.insert_before(first, new)
-        else:
-            self.graph.insert_after(producer, new)  # type: ignore[arg-type]
-        if arrives_coded:
-            value.type = ir.TensorType(ir.DataType.INT8)
-            self.notes.append(_signature("input", name, grid))
-        if outputs:
-            final = codes if whole or dequantize is None else dequantize.outputs[0]
-            value.name = self.writer.name(f"{name}_float")
-            final.name = name
-            for i in outputs:
-                self.graph.outputs[i] = final
-            if whole:
-                self.notes.append(_signature("output", name, grid))
-
-    def _integer_uses(self, value: ir.Value) -> list:
-        return [
-            use
-            for use in value.uses()
-            if use.node in self.active
-            and (use.node.op_type == "QuantizeLinear" or use.idx in [i for i, _ in data_inputs(use.node)])
-        ]
-
-
 def _used(data: Dataset | None, rows: int) -> str:
     return (
         "" if data is None else f"calibrated on {min(rows, len(data))} rows of {data.name} ({data.hash[:16]})"
     )
-
-
-def _signature(what: str, name: str, grid: Grid) -> str:
-    return f"{what} {name}: int8, scale {float(grid.scale):.9g}, zero point {int(grid.zero_point)}"
 
 
 _QUANTIZED = ("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "QLinearConv", "QLinearMatMul")
@@ -374,16 +262,8 @@ def _require_layers(model: Model, scheme: Scheme) -> None:
         )
 
 
-def _weighted(scheme: Scheme) -> list[ir.Node]:
-    return [
-        n
-        for n in scheme.nodes
-        if RULES[n.op_type].kind == "weighted" and constant(input_at(n, 1)) is not None
-    ]
-
-
 def _biased(scheme: Scheme) -> list[ir.Node]:
-    return [n for n in _weighted(scheme) if n.op_type in CORRECTED]
+    return [n for n in weighted(scheme) if n.op_type in CORRECTED]
 
 
 def _weight_change(node: ir.Node, options: Options) -> tuple[Change, int, int]:

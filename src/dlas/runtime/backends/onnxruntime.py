@@ -18,6 +18,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from dlas.compress.unsigned import unsigned_activations
 from dlas.core.environment import relevant_flags
 from dlas.core.files import scratch_folder, write_atomic
 from dlas.core.options import option
@@ -34,7 +35,6 @@ from dlas.runtime.artifact import (
     unbound_dimensions,
 )
 from dlas.runtime.backend import Backend, LayerTiming, backends
-from dlas.runtime.backends._onnxruntime_graph import unsigned_activations
 
 _LEVELS = {
     "disable": "ORT_DISABLE_ALL",

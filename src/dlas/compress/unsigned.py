@@ -1,4 +1,4 @@
-"""A rewrite that lets ONNX Runtime on x86 use its integer kernels, without changing what is computed.
+"""Signed activations stored unsigned, which lets ONNX Runtime on x86 use its integer kernels on the same numbers.
 
 x86 multiplies unsigned by signed bytes. ONNX Runtime turns signed activations into unsigned ones itself, but it does
 not see through tensors with several readers: the blocks of a residual network stay in float32. Done beforehand, every
