@@ -53,8 +53,9 @@ def mean_errors(
     """
     if not layers:
         return []
-    means = [_add_mean(network, layer, layer.outputs[0]) for layer in layers]
-    pairs = [_put_right(trial, layer) for layer in trial_layers]
+    writer, trial_writer = QdqWriter(network.graph), QdqWriter(trial.graph)
+    means = [_add_mean(writer, layer) for layer in layers]
+    pairs = [_put_right(trial_writer, layer) for layer in trial_layers]
     wanted = [str(mean.name) for mean in means]
     given, errors = [str(a.name) for a, _ in pairs], [str(b.name) for _, b in pairs]
     exact, quantised = open_session(network, wanted), open_session(trial, errors)
@@ -81,48 +82,49 @@ def outputs(layer: ir.Node, weight: np.ndarray) -> int:
     return weight.shape[weight_axis(layer)] * groups
 
 
-def add_to_bias(graph: ir.Graph, layer: ir.Node, shift: np.ndarray) -> None:
-    """Add ``shift``, ``(channels,)``, to the bias of a float layer, in place; a layer without one gets one."""
-    value = input_at(layer, 2)
-    bias = constant(value)
-    before = np.zeros(len(shift)) if bias is None else bias.reshape(-1).astype(np.float64)
-    name = f"{layer.outputs[0].name}_bias" if value is None else f"{value.name}_corrected"
-    corrected = QdqWriter(graph).constant((before + shift).astype(np.float32), name)
-    if len(layer.inputs) < 3:
-        layer.resize_inputs(3)
-    layer.replace_input_with(2, corrected)
+def add_to_bias(graph: ir.Graph, layers: Sequence[ir.Node], shifts: Sequence[np.ndarray]) -> None:
+    """Add each shift, ``(channels,)``, to the bias of its float layer, in place; a layer without one gets one."""
+    writer = QdqWriter(graph)
+    for layer, shift in zip(layers, shifts, strict=True):
+        value = input_at(layer, 2)
+        bias = constant(value)
+        before = np.zeros(len(shift)) if bias is None else bias.reshape(-1).astype(np.float64)
+        name = f"{layer.outputs[0].name}_bias" if value is None else f"{value.name}_corrected"
+        corrected = writer.constant((before + shift).astype(np.float32), name)
+        if len(layer.inputs) < 3:
+            layer.resize_inputs(3)
+        layer.replace_input_with(2, corrected)
 
 
-def _add_mean(model: ir.Model, layer: ir.Node, value: ir.Value) -> ir.Value:
-    """A new output: the mean of a layer's output over rows and positions, ``(1, channels, 1, ...)``."""
-    node = _mean_node(model, layer, value)
-    model.graph.insert_after(layer, node)
+def _add_mean(writer: QdqWriter, layer: ir.Node) -> ir.Value:
+    """Compute the mean of a layer's output over rows and positions, ``(1, channels, 1, ...)``."""
+    node = _mean_node(writer, layer)
+    writer.graph.insert_after(layer, node)
     return node.outputs[0]
 
 
-def _put_right(model: ir.Model, layer: ir.Node) -> tuple[ir.Value, ir.Value]:
+def _put_right(writer: QdqWriter, layer: ir.Node) -> tuple[ir.Value, ir.Value]:
     """Let a layer's output have the mean that is fed; gives the new input and the mean error."""
     out = layer.outputs[0]
-    writer = QdqWriter(model.graph)
     uses = list(out.uses())
-    node = _mean_node(model, layer, out)
+    node = _mean_node(writer, layer)
     wanted = ir.Value(name=writer.name(f"{out.name}_wanted"), type=ir.TensorType(ir.DataType.FLOAT))
-    wanted.shape = ir.Shape([None if d == -1 else d for d in (1, -1, *[1] * (_rank(layer) - 2))])
-    model.graph.inputs.append(wanted)
+    wanted.shape = ir.Shape([1, None, *[1] * (_rank(layer) - 2)])
+    writer.graph.inputs.append(wanted)
     error = ir.node("Sub", [wanted, node.outputs[0]])
     right = ir.node("Add", [out, error.outputs[0]])
     for made, what in ((error, "error"), (right, "right")):
         made.name = made.outputs[0].name = writer.name(f"{out.name}_{what}")
     for use in uses:
         use.node.replace_input_with(use.idx, right.outputs[0])
-    model.graph.insert_after(layer, [node, error, right])
+    writer.graph.insert_after(layer, [node, error, right])
     return wanted, error.outputs[0]
 
 
-def _mean_node(model: ir.Model, layer: ir.Node, value: ir.Value) -> ir.Node:
-    writer = QdqWriter(model.graph)
+def _mean_node(writer: QdqWriter, layer: ir.Node) -> ir.Node:
+    value = layer.outputs[0]
     axes = np.array([0, *range(2, _rank(layer))], np.int64)
-    if model.graph.opset_imports.get("", 0) < 18:
+    if writer.graph.opset_imports.get("", 0) < 18:  # when the axes became an input
         node = ir.node("ReduceMean", [value], {"axes": axes.tolist(), "keepdims": 1})
     else:
         node = ir.node("ReduceMean", [value, writer.constant(axes, f"{value.name}_axes")], {"keepdims": 1})

@@ -210,8 +210,7 @@ class Int8(Method):
             rows=rows,
             progress=None if progress is None else lambda f: progress(0.6 + 0.3 * f, "correcting biases"),
         )
-        for layer, shift in zip(_biased(scheme), shifts, strict=True):
-            add_to_bias(graph.graph, layer, shift)
+        add_to_bias(graph.graph, _biased(scheme), shifts)
 
 
 def _used(data: Dataset | None, rows: int) -> str:
