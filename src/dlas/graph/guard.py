@@ -7,7 +7,7 @@ caller gets a Model or one line.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from dlas.graph.model import Model
 
 _SECONDS_PER_BYTE = 1 / 20e6  # beside the format's own time: a file of 1 GB gets 50 s more
+_LARGEST = (
+    2_000_000_000  # bytes that count: nothing larger is read, however large a file (with holes) says it is
+)
 _MEMORY_PER_BYTE = 8  # beside the format's own need: parsed, checked, inferred and serialised copies
 
 
@@ -57,19 +60,26 @@ def import_contents(path: Path, architecture: str = "") -> Model | WeightFile:
 def _imported(path: Path, architecture: str, given: Mapping[str, Any], reader: str) -> Model | WeightFile:
     # The child imports while this process does the same: they overlap on two cores.
     with Worker(name="reader", preload=("dlas.graph.format",)) as worker:
-        from dlas.graph.format import identify
+        from dlas.graph.format import Format, identify
         from dlas.graph.model import Model
 
         member = identify(path)
-        size = _size(path)
+        size = _size([path])
         worker.memory_bytes = member.load_memory + _MEMORY_PER_BYTE * size
         options = dict(given)
         if architecture and _has(member, "architecture"):
             options["architecture"] = architecture
         member(**options)  # a wrong option is the caller's mistake: told before anything is read
         limit = member.load_seconds + _SECONDS_PER_BYTE * size
+        place = str(path.absolute())
         try:
-            answer = worker.call(reader, str(path.absolute()), options, timeout_s=limit)
+            if member.companions.__func__ is not Format.companions.__func__:
+                # Only the file says which others belong to it, so it is asked in there.
+                size += worker.call("dlas.graph.guard:_companion_bytes", place, timeout_s=limit)
+                size = min(size, _LARGEST)
+                worker.memory_bytes = member.load_memory + _MEMORY_PER_BYTE * size
+                limit = member.load_seconds + _SECONDS_PER_BYTE * size
+            answer = worker.call(reader, place, options, timeout_s=limit)
         except WorkerFailure as failure:
             raise _explained(path, failure) from failure
         if "refusal" in answer:
@@ -118,7 +128,7 @@ def _refusal(refusal: dict[str, str]) -> DlasError:
 
 def _explained(path: Path, failure: WorkerFailure) -> DlasError:
     what = "took too long" if failure.outcome == Outcome.TIMEOUT else "failed"
-    hint = "the file is damaged or made to do harm; download or export it again"
+    hint = "the file is damaged, made to do harm, or more than this reader was made for; download or export it again"
     return ModelError(f"{path.name}: reading it {what}: {failure.reason}", hint)
 
 
@@ -126,7 +136,13 @@ def _has(member: type[Format], name: str) -> bool:
     return any(f.name == name for f in fields(member.Options))
 
 
-def _size(path: Path) -> int:
-    """Bytes of everything that will be read, companions aside: those a file only claims to have."""
-    files = [p for p in path.rglob("*") if p.is_file()] if path.is_dir() else [path]
-    return sum(p.stat().st_size for p in files)
+def _companion_bytes(path: str) -> int:
+    """In the child: bytes of the other files that belong to a model file, or of what is in a folder."""
+    from dlas.graph.format import companions
+
+    return _size([p for p in companions(Path(path)) if p.is_file() and p != Path(path)])
+
+
+def _size(files: Iterable[Path]) -> int:
+    """Bytes of files; a folder counts nothing."""
+    return min(_LARGEST, sum(p.stat().st_size for p in files if p.is_file()))
