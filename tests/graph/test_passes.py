@@ -379,3 +379,9 @@ def test_a_torch_export_is_simplified(tmp_path: Any) -> None:
     with torch.no_grad():
         np.testing.assert_allclose(predict(model, rows.numpy()), net(rows).numpy(), rtol=1e-4, atol=1e-5)
     assert bind_batch(model, 7).outputs[0].shape == (7, 5)
+
+
+def test_a_random_draw_stays_in_the_graph() -> None:
+    nodes = [helper.make_node("Bernoulli", ["p"], ["d"]), helper.make_node("Mul", ["x", "d"], ["y"])]
+    model = model_of(nodes, {"p": np.full(4, 0.5, np.float32)}, ["N", 4])
+    assert ops(simplified(model)) == ["Bernoulli", "Mul"]

@@ -23,12 +23,12 @@ _BATCH = "dlas_batch"
 FOLD_OUTPUT_ELEMENTS = 262_144  # a constant may grow to 1 MiB of float32, no further
 _PROPAGATED_ELEMENTS = 2**20  # values that shape inference may carry along, all tensors together
 _LAYOUT_ONLY = frozenset({"Flatten", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze"})
-# Their time is not bounded by the size of what goes in and comes out, or they decode data.
+# Their time is not bounded by the size of what goes in and comes out, or they decode data, or draw lots.
 _NEVER_FOLDED = frozenset(
     {
-        "Conv", "ConvInteger", "ConvTranspose", "DFT", "DeformConv", "Det", "Einsum", "GRU", "GridSample",
-        "ImageDecoder", "LSTM", "MelWeightMatrix", "NonMaxSuppression", "QLinearConv", "RNN", "RegexFullMatch",
-        "Resize", "RoiAlign", "STFT", "StringSplit", "TfIdfVectorizer",
+        "Bernoulli", "Conv", "ConvInteger", "ConvTranspose", "DFT", "DeformConv", "Det", "Einsum", "GRU",
+        "GridSample", "ImageDecoder", "LSTM", "MelWeightMatrix", "NonMaxSuppression", "QLinearConv", "RNN",
+        "RegexFullMatch", "Resize", "RoiAlign", "STFT", "StringSplit", "TfIdfVectorizer",
     }
 )  # fmt: skip
 
