@@ -133,3 +133,26 @@ def test_refusals() -> None:
         methods.get("dynamic-int8")(granularity="per-row")
     with pytest.raises(OptionError, match="min_elements"):
         methods.get("dynamic-int8")(min_elements=-1)
+
+
+@pytest.mark.parametrize("kept", [False, True])
+def test_the_plan_counts_a_shared_weight_once(kept: bool) -> None:
+    nodes = [helper.make_node("MatMul", ["x", "w"], ["a"]), helper.make_node("Relu", ["a"], ["b"]),
+             helper.make_node("MatMul", ["b", "w"], ["c"]), helper.make_node("Relu", ["c"], ["d"]),
+             helper.make_node("MatMul", ["w", "e"], ["f"]), helper.make_node("Transpose", ["d"], ["e"]),
+             helper.make_node("Add", ["f", "w" if kept else "f"], ["y"])]  # fmt: skip
+    weight = np.random.default_rng(0).standard_normal((64, 64)).astype(np.float32)
+    graph = helper.make_graph(
+        [nodes[i] for i in (0, 1, 2, 3, 5, 4, 6)],
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 64])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
+        [numpy_helper.from_array(weight, "w")],
+    )
+    proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    model = Model.from_proto(onnx.shape_inference.infer_shapes(proto))
+    method = methods.get("dynamic-int8")()
+    stored = sum(a.nbytes for a in method.apply(model).initializers.values())
+    # Codes per column and in one scale for the left factor; the float values stay when a sum reads them.
+    assert method.plan(model).expected["weight_bytes"].value == stored
+    assert (stored > 4 * weight.size) == kept
