@@ -221,6 +221,7 @@ CASES = [
     case("LSTM", x(5, 2, 3), w(2, 16, 3), w(2, 16, 4), w(2, 32), np.array([5, 2], np.int32), w(2, 2, 4), w(2, 2, 4), direction="bidirectional", **LSTM),
     case("LSTM", x(5, 2, 3), w(1, 16, 3), w(1, 16, 4), activations=["HardSigmoid", "Softsign", "LeakyRelu"], activation_alpha=[0.3, 0.2], activation_beta=[0.4], **LSTM),
     case("LSTM", x(5, 2, 3), w(1, 16, 3), w(1, 16, 4), input_forget=1, clip=2.0, **LSTM),
+    case("LSTM", x(5, 2, 3), w(2, 16, 3), w(2, 16, 4), clip=0.2, direction="bidirectional", **LSTM),
     # resize
     *[case("Resize", x(1, 2, 5, 6), None, np.array([1, 1, 1.7, 0.6], F), mode=m, coordinate_transformation_mode=c) for m in ("nearest", "linear", "cubic") for c in ("half_pixel", "asymmetric", "align_corners", "pytorch_half_pixel", "half_pixel_symmetric")],
     *[case("Resize", x(1, 2, 5, 6), None, None, i(1, 2, 9, 4), mode=m, coordinate_transformation_mode=c) for m in ("nearest", "linear", "cubic") for c in ("half_pixel", "align_corners")],

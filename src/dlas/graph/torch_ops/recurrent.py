@@ -35,12 +35,15 @@ _DEFAULTS = {"RNN": ("Tanh",), "GRU": ("Sigmoid", "Tanh"), "LSTM": ("Sigmoid", "
 
 
 def _activations(node: Node, directions: int) -> list[list[Activation]]:
-    """The activations of each direction; alphas and betas go, in order, to those that take them."""
+    """The activations of each direction; alphas and betas go, in order, to those that take them.
+
+    As in ONNX Runtime, ``clip`` bounds the gates and not the cell state, which the third activation of an LSTM reads.
+    """
     names = node.attr("activations") or _DEFAULTS[node.kind] * directions
     alphas, betas = list(node.attr("activation_alpha", ())), list(node.attr("activation_beta", ()))
     clip = node.attr("clip", None)
     made: list[Activation] = []
-    for name in names:
+    for place, name in enumerate(names):
         if name.lower() not in _ACTIVATIONS:
             raise node.refuse(f"the activation {name!r} is not known")
         *defaults, apply = _ACTIVATIONS[name.lower()]
@@ -49,7 +52,7 @@ def _activations(node: Node, directions: int) -> list[list[Activation]]:
             for given, default in zip((alphas, betas), defaults, strict=True)
             if default is not None
         ]
-        made.append(_clipped(apply, numbers, clip))
+        made.append(_clipped(apply, numbers, None if node.kind == "LSTM" and place % 3 == 2 else clip))
     each = len(made) // directions
     return [made[i * each : (i + 1) * each] for i in range(directions)]
 
