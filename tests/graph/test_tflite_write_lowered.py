@@ -98,6 +98,18 @@ CASES = {
     "reverse sequence": ([node("ReverseSequence", "x n", batch_axis=0, time_axis=1)], C4, {"n": i64(3)}),
     "one hot": ([node("ArgMax", "x", "a", axis=1, keepdims=0), node("OneHot", "a d v", axis=1)], C4,
                 {"d": np.int64(4), "v": np.array([-1, 2], np.float32)}),
+    "one hot from the end": ([node("Cast", "x", "a", to=7), node("OneHot", "a d v", axis=1)], [40],
+                             {"d": np.int64(2), "v": np.array([-1, 2], np.float32)}),
+    "log sum exp": ([node("ReduceLogSumExp", "x a", keepdims=0)], C4, {"a": i64(1, -1)}),
+    "log sum exp of all": ([node("ReduceLogSumExp", "x", "l"), node("Add", "x l")], C4, {}),
+    "reductions of nothing": ([node("ReduceL1", "x", "l", noop_with_empty_axes=1),
+                               node("ReduceL2", "l", "m", noop_with_empty_axes=1),
+                               node("ReduceSumSquare", "m", "q", noop_with_empty_axes=1),
+                               node("ReduceMax", "q", "r", noop_with_empty_axes=1),
+                               node("ReduceLogSumExp", "r", "s", noop_with_empty_axes=1),
+                               node("ReduceMean", "s", noop_with_empty_axes=1)], C4, {}),
+    "clip integers": ([node("Cast", "x", "a", to=6), node("Clip", "a lo hi", "c"), node("Cast", "c", to=1)], [40],
+                      {"lo": np.int32(-1), "hi": np.int32(2**31 - 1)}),
     "trilu": ([node("Trilu", "x k", upper=0)], C4, {"k": np.int64(1)}),
     "mod": ([node("Cast", "x", "a", to=6), node("Mod", "a m", "r"), node("Cast", "r", to=1)], C4, {"m": np.int32(-3)}),
     "xor": ([node("Greater", "x z", "g"), node("Less", "x o", "l"), node("Xor", "g l", "e"), node("Cast", "e", to=1)],
@@ -203,6 +215,51 @@ def test_dynamic_range_stays_in_recurrent_layers(name: str) -> None:
         assert 20 < db(wanted, run(data, x, kernels)) < 60
 
 
+INF = float("inf")
+EDGES = {
+    "softplus": ([node("Softplus", "x")], [[-200, -1, 0, 90, 200]], {}, 18),
+    "log sum exp": ([node("ReduceLogSumExp", "x a")], [[90, 200, 1], [-200, -201, -1e4], [-INF] * 3, [1, INF, 2]],
+                    {"a": i64(1)}, 18),
+    "log sum exp before 18": ([node("ReduceLogSumExp", "x", axes=[1])], [[90, 200, 1]], {}, 17),
+    "l2 norm": ([node("LpNormalization", "x", axis=1)], [[0, 0], [3, 4]], {}, 18),
+    "l1 norm": ([node("LpNormalization", "x", axis=1, p=1)], [[0, 0], [-3, 1]], {}, 18),
+    "clip beyond float16": ([node("Clip", "x lo hi")], [[-1e5, -7e4, 0, 7e4, 1e5]],
+                            {"lo": np.float32(-65504), "hi": np.float32(8e4)}, 18),
+    "clip below infinity": ([node("Clip", "x lo hi")], [[-1e38, 0, 1e38]],
+                            {"lo": np.finfo(np.float32).min, "hi": np.float32(INF)}, 18),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", EDGES)
+def test_numbers_at_the_edge(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    nodes, rows, constants, opset = EDGES[name]
+    x = np.array(rows, np.float32)
+    monkeypatch.setitem(CASES, "edge", (nodes, list(x.shape), constants))
+    monkeypatch.setitem(OPSETS, "edge", opset)
+    model = build("edge")
+    with Reference(model, level="disable") as reference:
+        wanted = reference.run({"x": x})["y"]
+    data, _ = to_bytes(model)
+    for kernels in (True, False):
+        # LiteRT's sums stop at the largest float32 where ONNX Runtime's are infinite.
+        got, limit = run(data, x, kernels), np.finfo(np.float32).max
+        np.testing.assert_allclose(got.clip(-limit, limit), wanted.clip(-limit, limit), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(("bound", "kinds"), [(np.float16(65504), []), (np.float16(65472), ["MINIMUM"])])
+def test_the_largest_float16_bounds_nothing(bound: np.float16, kinds: list[str]) -> None:
+    graph = helper.make_graph(
+        [node("Clip", "x - hi")],
+        "net",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT16, [4])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT16, [4])],
+        [numpy_helper.from_array(np.asarray(bound), "hi")],
+    )
+    proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    data, _ = to_bytes(Model.from_proto(proto, "net"))
+    assert [op.kind for op in parse(data, "net").operations if op.kind == "MINIMUM"] == kinds
+
+
 @pytest.mark.parametrize(
     ("made", "message"),
     [
@@ -211,6 +268,25 @@ def test_dynamic_range_stays_in_recurrent_layers(name: str) -> None:
         (([node("Einsum", "x x x", equation="i,i,i->i")], [4], {}), "Einsum"),
         (([node("Einsum", "x", equation="ii->i")], [4, 4], {}), "Einsum"),
         (([node("ScatterND", "x i u")], [4], {"i": np.array([[1], [1]]), "u": w(2)}), "twice"),
+        (
+            ([node("ArgMax", "x", "a", select_last_index=1), node("Cast", "a", to=1)], [4], {}),
+            "select_last_index",
+        ),
+        (
+            (
+                [
+                    node(
+                        "Resize",
+                        "x - - n",
+                        mode="linear",
+                        coordinate_transformation_mode="pytorch_half_pixel",
+                    )
+                ],
+                C4,
+                {"n": i64(1, 4, 1, 8)},
+            ),
+            "pytorch_half_pixel",
+        ),
         (([node("NonZero", "x", "n"), node("Cast", "n", to=1)], [4], {}), "NonZero"),
     ],
 )

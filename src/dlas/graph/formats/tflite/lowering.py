@@ -22,8 +22,8 @@ from dlas.graph.passes import simplify
 # Operators whose definition in the ONNX standard is a function of simpler ones.
 FUNCTIONS = (
     "Attention", "Celu", "GroupNormalization", "LayerNormalization", "MeanVarianceNormalization", "Mish",
-    "RMSNormalization", "ReduceL1", "ReduceL2", "ReduceLogSum", "ReduceLogSumExp", "ReduceSumSquare",
-    "RotaryEmbedding", "Selu", "Shrink", "Softplus", "Softsign", "Swish", "ThresholdedRelu",
+    "RMSNormalization", "ReduceL1", "ReduceL2", "ReduceLogSum", "ReduceSumSquare",
+    "RotaryEmbedding", "Selu", "Shrink", "Softsign", "Swish", "ThresholdedRelu",
 )  # fmt: skip
 
 Lowering = Callable[["Rewrite"], Sequence[ir.Value | None]]
@@ -259,8 +259,54 @@ def _instance_norm(r: Rewrite) -> list[ir.Value]:
 def _lp_norm(r: Rewrite) -> list[ir.Value]:
     x, axis = r.input(0), r.ints(r.attribute("axis", -1))
     if r.attribute("p", 2) == 1:
-        return [r.op("Div", x, r.op("ReduceSum", r.op("Abs", x), axis, keepdims=1))]
-    return [r.op("Div", x, r.op("Sqrt", r.op("ReduceSum", r.op("Mul", x, x), axis, keepdims=1)))]
+        norm = r.op("ReduceSum", r.op("Abs", x), axis, keepdims=1)
+    else:
+        norm = r.op("Sqrt", r.op("ReduceSum", r.op("Mul", x, x), axis, keepdims=1))
+    dtype = _float(r, x)
+    empty = r.op("Equal", norm, r.constant(0, dtype))
+    return [r.op("Div", x, r.op("Where", empty, r.constant(1, dtype), norm))]
+
+
+def _float(r: Rewrite, value: ir.Value) -> np.dtype:
+    """Dtype of ``value`` in NumPy; raises UnsupportedError when it is not a floating point one."""
+    dtype = np.dtype(np.float32) if value.dtype is None else value.dtype.numpy()
+    if not np.issubdtype(dtype, np.floating):
+        raise UnsupportedError(f"{r.node.op_type} {r.node.name!r} of {dtype.name} cannot be written")
+    return dtype
+
+
+def _softplus(r: Rewrite) -> list[ir.Value]:
+    """``max(x, 0) + log(1 + exp(-|x|))``: the definition's ``exp(x)`` leaves the range of float32 at 89."""
+    x = r.input(0)
+    small = r.op("Exp", r.op("Neg", r.op("Abs", x)))
+    return [r.op("Add", r.op("Relu", x), r.op("Log", r.op("Add", small, r.constant(1, _float(r, x)))))]
+
+
+def _log_sum_exp(r: Rewrite) -> list[ir.Value]:
+    """``m + log(sum(exp(x - m)))`` with the largest element ``m``, for the same reason."""
+    x = r.input(0)
+    opset, limit = r.graph.opset_imports.get("", 1), np.finfo(_float(r, x)).max
+    stated = r.array(1) if r.optional(1) is not None else r.attribute("axes", ())
+    if stated is None:
+        raise UnsupportedError(f"ReduceLogSumExp {r.node.name!r} has computed axes")
+    axes = [int(a) for a in stated]
+    if not axes and r.attribute("noop_with_empty_axes", 0):
+        return [r.op("Identity", x)]
+    axes = axes or list(range(len(r.shape(x))))
+
+    def reduced(kind: str, value: ir.Value, since: int) -> ir.Value:
+        if opset < since:
+            return r.op(kind, value, axes=axes, keepdims=1)
+        return r.op(kind, value, r.ints(*axes), keepdims=1)
+
+    # A row of infinities must not become inf - inf.
+    top = r.op("Max", reduced("ReduceMax", x, 18), r.constant(-limit, limit.dtype))
+    top = r.op("Min", top, r.constant(limit, limit.dtype))
+    total = reduced("ReduceSum", r.op("Exp", r.op("Sub", x, top)), 13)
+    result = r.op("Add", top, r.op("Log", total))
+    if r.attribute("keepdims", 1):
+        return [result]
+    return [r.op("Reshape", result, r.ints(*r.shape(r.node.outputs[0])))]
 
 
 def _fold(kind: str) -> Lowering:
@@ -335,6 +381,8 @@ _OWN: dict[str, Lowering] = {
     "Erf": _erf,
     "InstanceNormalization": _instance_norm,
     "LpNormalization": _lp_norm,
+    "ReduceLogSumExp": _log_sum_exp,
+    "Softplus": _softplus,
     "Sum": _fold("Add"),
     "Mean": _mean,
     "Tan": _tan,

@@ -199,9 +199,14 @@ class Writer(Places):
     def bound(self, node: ir.Node, name: str, index: int) -> float | None:
         """A bound of a Clip; None when it is open."""
         found = self.parameter(node, name, index)
-        if found is None or abs(found[0]) >= 65504:  # beyond float16, an exporter's way to say open
+        if found is None:
             return None
-        return float(found[0])
+        # The largest number of the type is an exporter's way to say open.
+        half, wide = node.outputs[0].dtype == ir.DataType.FLOAT16, np.dtype(self.wide(node.outputs[0]))
+        kind = np.finfo(np.float16 if half else np.float32) if wide.kind == "f" else np.iinfo(wide)
+        limit = float(kind.max)
+        reach = -found[0] if name == "min" else found[0]
+        return None if reach >= limit else float(found[0])
 
     def _requested(self, value: ir.Value) -> tuple[Quant, str] | None:
         """The one quantisation that every reader of ``value`` asks for."""

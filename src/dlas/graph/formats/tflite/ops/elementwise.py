@@ -220,7 +220,7 @@ def _write_relu(w: Writer, node: ir.Node) -> None:
 def _bound(w: Writer, number: float, grid: Quant | None, dtype: str) -> int:
     """A limit as a constant: the kernels compare stored integers, so it must be on the grid of what it limits."""
     array = np.array(number)
-    return w.numbers(array) if grid is None else w.file.constant(grid.store(array, dtype), grid)
+    return w.file.constant(array.astype(dtype) if grid is None else grid.store(array, dtype), grid)
 
 
 def _write_leaky(w: Writer, node: ir.Node) -> None:

@@ -127,7 +127,7 @@ def _write_one_hot(w: Writer, node: ir.Node) -> None:
     if found is not None:
         index = w.ints(np.where(found.array < 0, found.array + depth, found.array))
     else:
-        index = w.place(picked, _plain(w, picked))
+        index = _from_start(w, node, w.place(picked, _plain(w, picked)), depth)
     dtype = w.wide(out)
     off, on = (w.file.constant(np.array(v, dtype)) for v in values)
     inputs = [index, w.file.constant(np.array(depth, np.int32)), on, off]
@@ -135,6 +135,20 @@ def _write_one_hot(w: Writer, node: ir.Node) -> None:
         "ONE_HOT", inputs, w.shape(out), dtype=dtype, options=w.file.options("OneHotOptions", axis=axis)
     )
     w.bind(out, made, layout.identity(rank))
+
+
+def _from_start(w: Writer, node: ir.Node, index: int, depth: int) -> int:
+    """Computed indices, those that count from the end made to count from the start."""
+    shape, dtype = w.file.cells[index].shape, w.file.cells[index].dtype
+    if dtype != "int32":
+        raise UnsupportedError(
+            f"{node.op_type} {node.name!r} with computed indices of {dtype} cannot be written"
+        )
+    zero, end = (w.file.constant(np.array(n, np.int32)) for n in (0, depth))
+    below = w.add("LESS", [index, zero], shape, dtype="bool", options=w.file.options("LessOptions"))
+    turned = w.add("ADD", [index, end], shape, dtype=dtype, options=w.file.options("AddOptions"))
+    inputs, table = [below, turned, index], w.file.options("SelectV2Options")
+    return w.add("SELECT_V2", inputs, shape, dtype=dtype, options=table)
 
 
 def _write_atan(w: Writer, node: ir.Node) -> None:

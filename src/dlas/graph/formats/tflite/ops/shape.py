@@ -310,6 +310,11 @@ def _write_resize(w: Writer, node: ir.Node) -> None:
         raise UnsupportedError(
             f"Resize {node.name!r}: {mode} with {place} and {rounding} has no tflite counterpart"
         )
+    single = any(o == 1 != i for i, o in zip(w.shape(value)[2:], w.shape(out)[2:], strict=True))
+    if place == "pytorch_half_pixel" and single:
+        raise UnsupportedError(
+            f"Resize {node.name!r}: pytorch_half_pixel takes the first pixel for a length of 1, tflite the middle"
+        )
     kind, options = ("RESIZE_BILINEAR", "ResizeBilinearOptions")
     if mode == "nearest":
         kind, options = ("RESIZE_NEAREST_NEIGHBOR", "ResizeNearestNeighborOptions")

@@ -201,7 +201,11 @@ def _write_split(w: Writer, node: ir.Node) -> None:
 def _write_reduce(w: Writer, node: ir.Node, kind: str, integer: bool) -> None:
     value = w.input(node, 0)
     rank = len(w.shape(value))
-    axes = sorted(layout.normal_axis(int(a), rank) for a in (w.parameter(node, "axes", 1) or range(rank)))
+    stated = w.parameter(node, "axes", 1)
+    if not stated and w.attribute(node, "noop_with_empty_axes", 0):
+        w.bind(node.outputs[0], w.place(value), w.perm(value))
+        return
+    axes = sorted(layout.normal_axis(int(a), rank) for a in (stated or range(rank)))
     keep = bool(w.attribute(node, "keepdims", 1))
     site = w.site(node, [value])
     if site.quant is not None and not integer:
@@ -225,6 +229,10 @@ def _write_reduce(w: Writer, node: ir.Node, kind: str, integer: bool) -> None:
 
 def _write_arg(w: Writer, node: ir.Node, kind: str, options: str) -> None:
     value, out = w.input(node, 0), node.outputs[0]
+    if w.attribute(node, "select_last_index", 0):
+        raise UnsupportedError(
+            f"{node.op_type} {node.name!r} picks the last of equal values (select_last_index); tflite the first"
+        )
     rank = len(w.shape(value))
     axis = layout.normal_axis(w.attribute(node, "axis", 0), rank)
     x = w.place(
