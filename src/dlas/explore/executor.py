@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -89,6 +89,7 @@ class ProcessExecutor:
     ) -> None:
         self.timeout_s = timeout_s
         self.home = home
+        self._depth: dict[int, int] = {}  # threads inside `busy`: one of them may call it again
         self.memory_bytes = memory_bytes
         self._steps: Worker | None = None
         self._sessions: list[WorkerSession] = []
@@ -112,20 +113,36 @@ class ProcessExecutor:
         self._sessions.append(session)
         return session
 
-    def busy(self) -> AbstractContextManager[Any]:
+    @contextmanager
+    def busy(self) -> Iterator[None]:
         """See Executor."""
-        return self._folder(shared=True)
+        if self.home is None or self._depth.get(threading.get_ident(), 0):
+            yield
+            return
+        gate = self._gate(self.home)
+        with folder_lock(gate, shared=True):
+            pass  # whoever waits to measure has closed it: those who work already end, nobody new begins
+        with folder_lock(self.home, shared=True):
+            self._depth[threading.get_ident()] = 1
+            try:
+                yield
+            finally:
+                del self._depth[threading.get_ident()]
 
-    def quiet(self) -> AbstractContextManager[Any]:
+    @contextmanager
+    def quiet(self) -> Iterator[None]:
         """See Executor."""
-        return self._folder(shared=False)
-
-    def _folder(self, *, shared: bool) -> AbstractContextManager[Any]:
         if self.home is None:
-            return nullcontext()
-        with explain_write(f"to the cache {self.home}", "point DLAS_CACHE at a folder that can be written"):
-            self.home.mkdir(parents=True, exist_ok=True)
-        return folder_lock(self.home, shared=shared)
+            yield
+            return
+        with folder_lock(self._gate(self.home), shared=False), folder_lock(self.home, shared=False):
+            yield
+
+    def _gate(self, home: Path) -> Path:
+        gate = home / ".turn"
+        with explain_write(f"to the cache {home}", "point DLAS_CACHE at a folder that can be written"):
+            gate.mkdir(parents=True, exist_ok=True)
+        return gate
 
     def close(self) -> None:
         """Kill all workers."""

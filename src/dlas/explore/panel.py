@@ -109,11 +109,11 @@ class Panel:
             sessions[_ANCHOR] = self._anchor.session
         with self._executor.quiet():
             timings, failures = measure_survivors(sessions, self._protocol)
-        for name, failure in failures.items():
-            self._fail(self._anchor if name == _ANCHOR else members[int(name)], failure)
-        for index, member in enumerate(members):
-            if member.failure is None:
-                self._finish(member, timings[str(index)], timings.get(_ANCHOR))
+            for name, failure in failures.items():
+                self._fail(self._anchor if name == _ANCHOR else members[int(name)], failure)
+            for index, member in enumerate(members):
+                if member.failure is None:
+                    self._finish(member, timings[str(index)], timings.get(_ANCHOR))
 
     def _finish(self, member: Member, timing: Timing, anchor: Timing | None) -> None:
         member.figures["latency_ms"] = timing.figure()

@@ -102,7 +102,7 @@ def answers(
 
     Args:
         model: The network; one with a fixed batch is run that many rows at a time, the last ones padded.
-        inputs: ``(N, ...)`` per input, in its dtype, all with the same N.
+        inputs: ``(N, ...)`` per input, in its dtype. Where N is not the same for all, they are what one run takes.
         batch_size: Rows per run where the batch is dynamic.
         threads: Threads within an operator.
         level: Graph optimisation, one of ``LEVELS``.
@@ -117,9 +117,13 @@ def answers(
     if batch_size < 1:
         raise OptionError("batch_size", batch_size, "a number >= 1")
     counts = {len(x) if x.ndim else 0 for x in inputs.values()}
-    if counts == {0} or len(counts) != 1:
+    if counts == {0}:
         shapes = ", ".join(str(list(x.shape)) for x in inputs.values())
-        raise ShapeError(f"{model.name}: no rows to predict, or not the same for all inputs: shape {shapes}")
+        raise ShapeError(f"{model.name}: no rows to predict, the inputs have the shape {shapes}")
+    if len(counts) != 1:
+        with Reference(model, level=level, threads=threads) as reference:
+            found = reference.run(inputs)
+        return {name: found[name] for name in outputs or found}
     total = counts.pop()
     first = [spec.shape[0] for spec in model.inputs if spec.shape]
     fixed = first[0] if first and isinstance(first[0], int) else 0

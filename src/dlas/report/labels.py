@@ -56,7 +56,7 @@ SOURCES = {
 
 VERDICTS = {
     "equal": "same labels, and scores equal up to the order of sums",
-    "score-diff": "scores that name no class differ by more than a third: 10 dB or worse",
+    "score-diff": "scores differ by more than a third (10 dB or worse), and labels say nothing",
     "score-only": "same labels; scores differ by more than the order of sums explains",
     "label-diff": "more labels differ from the reference engine than its own noise explains",
     "degenerate": "nearly every row gets the same label",

@@ -47,7 +47,8 @@ def answers(
 
     Args:
         path: Model file.
-        inputs: One array ``(N, ...)`` per input of the file, in its order, all with the same N.
+        inputs: One array ``(N, ...)`` per input of the file, in its order. Where N is not the same for all, they are
+            what one run takes.
         architecture: For bare checkpoints.
         threads: Threads within an operator.
         signature: Which function of a SavedModel.
@@ -64,6 +65,8 @@ def answers(
     runner = runners[owner(Path(path))](path, architecture or signature, threads)
     if runner.inputs != len(inputs):
         raise ShapeError(f"{Path(path).name} has {runner.inputs} inputs, {len(inputs)} were given")
+    if len({len(x) if x.ndim else None for x in inputs}) != 1:
+        return list(runner.run([np.ascontiguousarray(x) for x in inputs]))  # no rows: one run of these shapes
     count, step = len(inputs[0]), runner.batch or BLOCK
     parts = []
     for start in range(0, count, step):

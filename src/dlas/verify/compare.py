@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,13 +21,14 @@ from dlas.runtime.native import OURSELVES, owner
 from dlas.verify.differential import Comparison, NoiseFloor, Verdict, compare_outputs, is_classifier
 from dlas.verify.running import (
     Subject,
+    axes_of,
     fed_rows,
     floors,
-    in_model_axes,
     in_order,
     native,
     on_backend,
     source_rows,
+    turned,
 )
 
 __all__ = ["CompareReport", "PathResult", "Subject", "compare_files", "compare_layers"]
@@ -34,6 +36,10 @@ __all__ = ["CompareReport", "PathResult", "Subject", "compare_files", "compare_l
 Report = Callable[[str], None]
 
 _CLIPPED = 0.05  # calibration with percentiles leaves out less than this
+
+
+class SourceError(DlasError):
+    """The source itself cannot be run: there is nothing to compare with."""
 
 
 @dataclass(frozen=True)
@@ -145,11 +151,13 @@ def compare_files(
     try:
         reference = native(source, list(x.values()), timeout_s)
     except WorkerFailure as failure:
-        raise DlasError(f"{source.path.name}: the source itself cannot be run: {failure.reason}") from failure
+        raise SourceError(
+            f"{source.path.name}: the source itself cannot be run: {failure.reason}"
+        ) from failure
     first = reference[0]
     if labels is not None and is_classifier(first) and (hint := background_class(first, labels)):
         tell(hint)
-    known = Known(source.model, x, data, labels, reference, floors(source.model, x))
+    known = Known(source.path, source.model, x, data, labels, reference, floors(source.model, x))
     results = []
     for target in targets:
         for path in ("native", *paths):
@@ -206,6 +214,7 @@ def _decoded(codes: np.ndarray, model: Model, name: str) -> np.ndarray | None:
 class Known:
     """What is known of the source: its rows, its answers and how much these move by themselves."""
 
+    path: Path
     model: Model
     x: Mapping[str, np.ndarray]
     data: Dataset | None
@@ -222,7 +231,8 @@ def worst(*found: Comparison) -> Comparison:
 
 def _try(known: Known, target: Subject, path: str, name: str, timeout_s: float) -> PathResult:
     try:
-        fed = fed_rows(target.model, known.x, known.data)
+        axes = axes_of(target, known.path) if path == "native" else {"inputs": {}, "outputs": {}}
+        fed = fed_rows(target.model, known.x, known.data, axes["inputs"])
         own = path == "native"
         found = native(target, fed, timeout_s) if own else on_backend(target.model, path, fed, timeout_s)
         answers = in_order(found, target.model, known.model)
@@ -233,7 +243,9 @@ def _try(known: Known, target: Subject, path: str, name: str, timeout_s: float) 
     compared: dict[str, Comparison] = {}
     for i, (spec, wanted) in enumerate(zip(known.model.outputs, known.answers, strict=True)):
         if i < len(answers):
-            got = answers[i] if answers[i].shape == wanted.shape else in_model_axes(answers[i], target, i)
+            order = axes["outputs"].get(target.model.outputs[i].name)
+            back = tuple(int(a) for a in np.argsort(order)) if order else None
+            got = turned(answers[i], back, wanted.shape)
             compared[spec.name] = compare_outputs(wanted, got, floor=known.floors[i])
         elif own:  # back ends give the first output only
             compared[spec.name] = Comparison(Verdict.SHAPE, "it is missing", len(wanted))

@@ -10,7 +10,7 @@ from typing import Any
 from dlas.core.errors import DlasError, ShapeError
 from dlas.data.dataset import Dataset
 from dlas.graph.format import Written, format_for, save_model
-from dlas.verify.compare import CompareReport, Subject, compare_files
+from dlas.verify.compare import CompareReport, SourceError, Subject, compare_files
 
 
 @dataclass(frozen=True)
@@ -81,6 +81,9 @@ def convert_file(
     back = Subject.open(target)
     try:
         report = compare_files(subject, [back], data=data, tell=tell)
-    except ShapeError as error:  # answers that do not pair up row by row, such as boxes after suppression
+    except (
+        ShapeError,
+        SourceError,
+    ) as error:  # the source does not run, or its answers do not pair up row by row
         return Conversion(source, written, why_unchecked=str(error))
     return Conversion(source, written, report)

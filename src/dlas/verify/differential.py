@@ -231,10 +231,18 @@ def _compare_labels(
     if count and shares >= DEGENERATE_SHARE and np.bincount(a.argmax(1)).max() / rows < DEGENERATE_SHARE:
         reason = f"one label for {shares:.0%} of the rows, where the reference gives several"
         return Comparison(Verdict.DEGENERATE, reason, **common)
+    alike = np.bincount(a.argmax(1)).max() / rows >= DEGENERATE_SHARE
+    wrong = common["relative_l2"] > max(WRONG_RELATIVE_L2, 2 * floor.relative_l2)
     words = f"{count} of {rows} labels differ"
     known = f"the noise floor is {floor.flips} of {floor.rows}" if floor.rows else "no noise floor is known"
     if count and (not floor.rows or excess_p(count, rows, floor.flips, floor.rows) < SIGNIFICANT):
         return Comparison(Verdict.LABEL_DIFF, f"{words}; {known}", **common)
+    if alike and wrong:  # labels that are all the same say nothing about the scores behind them
+        reason = (
+            f"the reference gives one label for {DEGENERATE_SHARE:.0%} of the rows or more, and scores differ by "
+            f"{common['relative_l2']:.2g} relative (L2)"
+        )
+        return Comparison(Verdict.SCORE_DIFF, reason, **common)
     if count:
         return Comparison(Verdict.SCORE_ONLY, f"{words}, not clearly more than noise: {known}", **common)
     if same_scores:

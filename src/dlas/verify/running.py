@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from dlas.core.errors import DataError
+from dlas.core.errors import DataError, ShapeError
 from dlas.core.files import scratch_folder
 from dlas.core.options import Choice
 from dlas.core.worker import Worker, run_in_worker
@@ -20,6 +20,7 @@ from dlas.graph.signature import adapt_rows, random_array, to_real
 from dlas.runtime.native import owner
 from dlas.verify.differential import NoiseFloor, floor_between
 
+_MEMORY = 8 * 2**30  # bytes that running a network may take
 _WITHOUT_DATA = 32  # random rows: enough to see a difference, no measure of accuracy
 
 
@@ -50,8 +51,15 @@ def source_rows(
 
     if data is None:
         rng = np.random.default_rng(0)
+        leading = [s.shape[0] if s.shape else None for s in model.inputs]
+        together = (
+            len(set(leading)) == 1 and leading[0] is not None
+        )  # states and tables have an axis of their own
         count = min(rows, _WITHOUT_DATA)
-        return {s.name: random_array((count, *s.bound(1)[1:]), s.dtype, rng) for s in model.inputs}, None
+        return {
+            s.name: random_array((count, *s.bound(1)[1:]) if together else s.bound(1), s.dtype, rng)
+            for s in model.inputs
+        }, None
     if len(model.inputs) != 1:
         raise DataError(
             f"{model.name} has {len(model.inputs)} inputs; rows of a data set feed one",
@@ -61,11 +69,17 @@ def source_rows(
     return {model.inputs[0].name: prepare(few, model)}, few.labels
 
 
-def fed_rows(model: Model, x: Mapping[str, np.ndarray], data: Dataset | None) -> list[np.ndarray]:
+def fed_rows(
+    model: Model,
+    x: Mapping[str, np.ndarray],
+    data: Dataset | None,
+    axes: Mapping[str, tuple[int, ...]] | None = None,
+) -> list[np.ndarray]:
     """Rows for a target, in the order of its inputs.
 
     They are prepared by its own rules where it has some; else the source's rows are adapted, paired by name where
-    all names agree and by position otherwise.
+    all names agree and by position otherwise. ``axes`` is how an input's axes are known to be turned; where it says
+    nothing, the shapes do.
 
     Raises:
         ShapeError: They do not fit.
@@ -78,6 +92,10 @@ def fed_rows(model: Model, x: Mapping[str, np.ndarray], data: Dataset | None) ->
     given = [x[name] for name in names] if set(names) == set(x) else list(x.values())
     if len(given) != len(names):
         raise DataError(f"{model.name} has {len(names)} inputs, the source {len(given)}")
+    given = [
+        turned(rows, (axes or {}).get(spec.name), spec.bound(1))
+        for spec, rows in zip(model.inputs, given, strict=True)
+    ]
     return [adapt_rows(rows, model, i) for i, rows in enumerate(given)]
 
 
@@ -90,6 +108,7 @@ def native(subject: Subject, inputs: list[np.ndarray], timeout_s: float) -> list
         subject.architecture,
         signature=str(subject.options.get("signature", "")),
         timeout_s=timeout_s,
+        memory_bytes=_MEMORY,
     )
     return [to_real(y, subject.model, i) for i, y in enumerate(answers)]
 
@@ -119,28 +138,54 @@ def in_order(answers: list[np.ndarray], target: Model, source: Model) -> list[np
     return answers
 
 
-def in_model_axes(answers: np.ndarray, target: Subject, index: int) -> np.ndarray:
-    """Output of a file that dlas wrote with other axes, in the axes of the network it was written from."""
+def axes_of(target: Subject, source: Path) -> dict[str, dict[str, tuple[int, ...]]]:
+    """Orders of the axes of a tflite file that dlas wrote, against the network it was written from; else nothing.
+
+    A source that is a tflite file has the axes of such files itself.
+    """
     from dlas.graph.formats.c_array import flatbuffer
     from dlas.graph.formats.tflite import read_layouts
 
-    if owner(target.path) != "litert":
-        return answers
-    file = target.path if target.path.suffix.lower() == ".tflite" else flatbuffer(target.path)
-    order = read_layouts(file)["outputs"].get(target.model.outputs[index].name)
-    return answers.transpose(np.argsort(order)) if order and len(order) == answers.ndim else answers
+    if owner(target.path) != "litert" or owner(source) == "litert":
+        return {"inputs": {}, "outputs": {}}
+    return read_layouts(target.path if target.path.suffix.lower() == ".tflite" else flatbuffer(target.path))
+
+
+def turned(array: np.ndarray, order: tuple[int, ...] | None, wanted: tuple[int, ...]) -> np.ndarray:
+    """``array`` with its axes in ``order`` if that gives the ``wanted`` shape behind the batch, else as it is."""
+    if (
+        order is None
+        or len(order) != array.ndim
+        or tuple(array.shape[a] for a in order)[1:] != tuple(wanted)[1:]
+    ):
+        return array
+    return array.transpose(order)
 
 
 def floors(model: Model, x: Mapping[str, np.ndarray]) -> list[NoiseFloor]:
-    """How much each output moves when only the kernels of the reference engine change."""
-    from dlas.graph.reference import answers
-
-    first, second = answers(model, x), answers(model, x, level="disable")
+    """How much each output moves when only the kernels of the reference engine change; raises WorkerFailure."""
+    found = run_in_worker(
+        "dlas.verify.running:_both_ways", model.to_bytes(), dict(x), timeout_s=300, memory_bytes=_MEMORY
+    )
+    if isinstance(found, str):
+        raise ShapeError(found)
     return [
         floor_between(
-            to_real(first[spec.name], model, i),
-            to_real(second[spec.name], model, i),
-            "onnxruntime, all optimisations against none",
+            to_real(first, model, i), to_real(second, model, i), "onnxruntime, all optimisations against none"
         )
-        for i, spec in enumerate(model.outputs)
+        for i, (first, second) in enumerate(found)
     ]
+
+
+def _both_ways(proto: bytes, x: Mapping[str, np.ndarray]) -> list[tuple[np.ndarray, np.ndarray]] | str:
+    """In a worker: each output with all optimisations and with none, or why they do not come in rows."""
+    import onnx
+
+    from dlas.graph.reference import answers
+
+    model = Model.from_proto(onnx.ModelProto.FromString(proto))
+    try:
+        first, second = answers(model, x), answers(model, x, level="disable")
+    except ShapeError as error:
+        return str(error)
+    return [(first[spec.name], second[spec.name]) for spec in model.outputs]
