@@ -14,6 +14,7 @@ from dlas.core.errors import ModelError, UnknownNameError
 from dlas.core.figure import Outcome
 from dlas.core.worker import WorkerFailure
 from dlas.graph.format import formats, load_model, save_model
+from dlas.graph.model import TensorSpec
 from dlas.testing.fuzz import Fuzzer, Tally, probes
 from dlas.testing.fuzz.engine import SECONDS
 from dlas.testing.fuzz.mutate import _fields, mutate, protobuf
@@ -130,3 +131,25 @@ def test_a_mutated_weight_is_no_structure(tmp_path: Path) -> None:
     (tmp_path / "nan.onnx").write_bytes(data)
     with pytest.raises(ModelError, match="NaN"):
         load_model(tmp_path / "nan.onnx")
+
+
+@pytest.mark.parametrize(
+    ("scale", "change", "tolerance"),
+    [
+        (1.0, np.nan, probes._TOLERANCE),
+        (1.0, np.inf, probes._TOLERANCE),
+        (1.0, 0.0, probes._QUANTISED_TOLERANCE),
+        (1e-3, 0.0, probes._TOLERANCE),
+        (1.0, -1.0, probes._QUANTISED_TOLERANCE),
+    ],
+)
+def test_small_answers_and_overflow_are_not_mistaken_for_rounding(
+    scale: float, change: float, tolerance: float
+) -> None:
+    spec = TensorSpec("y", (1, 20), "float32")
+    wanted = np.linspace(0.01, 0.1, 20, dtype=np.float32)[None] * np.float32(scale)
+    probes._same(spec, [wanted], wanted * np.float32(1 + 1e-5), tolerance)
+    with pytest.raises(probes.WrongAnswerError):
+        probes._same(spec, [wanted], wanted * np.float32(change), tolerance)
+    overflown = np.full_like(wanted, np.inf)
+    probes._same(spec, [overflown], wanted, tolerance)  # nothing to compare with

@@ -21,6 +21,7 @@ from dlas.graph.model import Model, TensorSpec
 LARGEST_INPUT = 2**20  # elements; networks that want more are not run
 LARGEST_WORK = 2**24  # elements of all tensors with a known shape together
 _TOLERANCE = 1e-3
+_FLOOR = 1e-6  # absolute: answers this small are all rounding
 _STEPS = 3  # what rounding may move a quantised output by, beside what the runtime's own kernels differ by
 _QUANTISED_TOLERANCE = (
     0.1  # of the largest answer, likewise, for one that answers in floats: steps of 3 % are seen
@@ -180,10 +181,12 @@ def _same(spec: TensorSpec, several: list[np.ndarray], found: np.ndarray, tolera
             f"{wanted.dtype.name}{list(wanted.shape)}"
         )
     a, b = wanted.astype(np.float64), found.astype(np.float64)
-    if not np.isfinite(a).all() or not np.isfinite(b).all():
-        return  # overflow is seen by every later check
-    base = _STEPS if wanted.dtype.kind in "iu" else tolerance * max(1.0, float(np.abs(a).max(initial=0)))
     others = [y.astype(np.float64) for y in several[1:]]
+    if not all(np.isfinite(y).all() for y in (a, *others)):
+        return  # where the runtime overflows there is nothing to hold ours against
+    if not np.isfinite(b).all():
+        raise WrongAnswerError(f"output {spec.name!r} holds {b[~np.isfinite(b)][0]}, the runtime's is finite")
+    base = _STEPS if wanted.dtype.kind in "iu" else _FLOOR + tolerance * float(np.abs(a).max(initial=0))
     allowed = base + max(
         [float(np.abs(a - y).max(initial=0)) for y in others if y.shape == a.shape], default=0.0
     )
