@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -353,3 +354,36 @@ def test_no_home(monkeypatch):
     monkeypatch.setattr(Path, "home", homeless)
     with pytest.raises(DlasError, match="DLAS_CACHE"):
         default_root()
+
+
+@pytest.mark.parametrize(
+    ("number", "where", "expected"),
+    [
+        (errno.EACCES, "/data/rows.npz", PermissionError),
+        (errno.EISDIR, None, IsADirectoryError),
+        (errno.ENOSPC, None, StorageError),
+        (errno.EACCES, "made", StorageError),
+    ],
+)
+def test_the_cache_is_blamed_for_its_own_files_only(tmp_path, number, where, expected):
+    def make(folder):
+        raise OSError(number, os.strerror(number), str(folder / where) if where else None)
+
+    with pytest.raises(expected):
+        Cache(tmp_path).folder(KEY, make)
+
+
+def test_files_that_vanish_do_not_count(tmp_path, monkeypatch):
+    cache = Cache(tmp_path)
+    cache.folder(KEY, Made())
+    walk = os.walk
+
+    def walk_and_remove(place):
+        for base, folders, names in walk(place):
+            for name in names[:1]:
+                (Path(base) / name).unlink()
+            yield base, folders, names
+
+    whole = cache.size()
+    monkeypatch.setattr(os, "walk", walk_and_remove)
+    assert 0 <= cache.size() < whole

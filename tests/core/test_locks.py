@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from dlas.core.errors import StorageError
 from dlas.core.locks import folder_lock, locked
 
 HOLD = """
@@ -77,3 +79,17 @@ def test_a_folder_is_held_together_or_alone(tmp_path: Path, held: str, shared: b
     with folder_lock(tmp_path, shared=False, wait=False) as found:
         assert found
     assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP])
+def test_a_file_system_without_locks_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    with pytest.raises(StorageError, match=r"no locks.*local disk"), locked(tmp_path / "a.lock"):
+        pass
+    with pytest.raises(StorageError, match=r"no locks.*local disk"), folder_lock(tmp_path, shared=True):
+        pass

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import importlib
 import sqlite3
 import sys
@@ -422,3 +423,15 @@ def test_rows_and_network_that_were_moved_are_the_same(spec: StudySpec, tmp_path
     again = InlineExecutor()
     run(there, tmp_path / "out", again)
     assert again.calls == []
+
+
+@pytest.mark.parametrize("ends", [KeyboardInterrupt, ValueError, PermissionError])
+def test_claims_leave_nothing_and_blame_nobody_else(tmp_path: Path, ends: type[BaseException]) -> None:
+    def take_part() -> None:
+        with claims_in(tmp_path / "out") as claims:
+            claims.take(["a" * 16])
+            raise ends(errno.EACCES, "Permission denied", "/data/rows.npz")
+
+    with pytest.raises(ends):
+        take_part()
+    assert list((tmp_path / "out").iterdir()) == []

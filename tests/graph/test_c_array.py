@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import errno
 import random
 import re
 import shutil
 import subprocess
+import time
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from dlas.core.errors import DlasError, ModelError
+from dlas.core import files
+from dlas.core.errors import DlasError, ModelError, StorageError
 from dlas.graph.format import load_model, save_model
+from dlas.graph.formats._c_source import byte_arrays
 from dlas.graph.formats.c_array import flatbuffer
 from dlas.graph.formats.tflite import to_bytes
 from dlas.graph.formats.tflite.flat import parse
@@ -303,3 +307,28 @@ def test_damaged_sources_raise_nothing_but_our_errors(data: bytes, tmp_path: Pat
         except DlasError:
             refused += 1
     assert refused > 60
+
+
+def test_a_full_disk_leaves_no_file_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, sync, done = residual(), files.sync, []
+
+    def full_at_the_second(path: Path) -> None:
+        done.append(path)
+        if len(done) == 2:
+            raise OSError(errno.ENOSPC, "No space left on device", str(path))
+        sync(path)
+
+    monkeypatch.setattr(files, "sync", full_at_the_second)
+    with pytest.raises(StorageError, match="No space"):
+        save_model(model, tmp_path / "net.c")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_declarations_are_found_without_trying_every_place() -> None:
+    text = b"unsigned char first[2][1] __attribute__((aligned(16))) = {1, 2};\n" + b"".join(
+        (b"a[] " * 250)[:996] + b"{;};" for _ in range(200)
+    )
+    started = time.process_time()
+    found = byte_arrays(text + b"const char last[N == 3 ? 1 : 2] = {3};", "x.c")
+    assert time.process_time() - started < 2  # quadratic: a minute
+    assert [(a.name, a.size) for a in found] == [("first", 2), ("last", None)]

@@ -86,14 +86,17 @@ class Cache:
             make: Called with the folder to fill; whatever it raises passes through and leaves no entry.
 
         Raises:
-            StorageError: The cache folder cannot be written, the disk is full, or somebody removed the cache
-                meanwhile.
+            StorageError: The cache folder cannot be written or locked, the disk is full, or somebody removed the
+                cache meanwhile.
         """
         entry = self._entry(key)
         self._tidy()
         if self._fault(key, entry) == "":
             return entry
-        with explain_write(f"to the cache {self.root}", _HINT), locked(self._place(key, _LOCK)):
+        what = f"to the cache {self.root}"
+        with explain_write(what, _HINT, below=self.root), contextlib.ExitStack() as stack:
+            with explain_write(what, _HINT):  # a parent of the root may be at fault here
+                stack.enter_context(locked(self._place(key, _LOCK)))
             # Somebody else may have made or mended it while we waited.
             fault = self._fault(key, entry)
             if fault == "":
@@ -131,12 +134,13 @@ class Cache:
 
     def size(self) -> int:
         """Bytes of all entries and of everything that is being made."""
-        return sum(
-            (Path(base) / name).lstat().st_size
-            for shelf in (*self._shelves(), self._work)
-            for base, _, names in os.walk(shelf)
-            for name in names
-        )
+        total = 0
+        for shelf in (*self._shelves(), self._work):
+            for base, _, names in os.walk(shelf):
+                for name in names:
+                    with contextlib.suppress(FileNotFoundError):  # another process removed or finished it
+                        total += (Path(base) / name).lstat().st_size
+        return total
 
     def clear(self) -> None:
         """Remove every entry that nobody is making right now, and what is kept of unfinished ones."""
@@ -160,7 +164,9 @@ class Cache:
         if self._tidied:
             return
         self._tidied = True
-        with contextlib.suppress(OSError):  # a cache that can only be read is of use all the same
+        with contextlib.suppress(
+            OSError, StorageError
+        ):  # a cache that can only be read is of use all the same
             for key in self._unfinished():
                 with locked(self._place(key, _LOCK), wait=False) as free:
                     if free:

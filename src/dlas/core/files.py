@@ -16,7 +16,7 @@ import re
 import shutil
 import stat
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO
 
@@ -28,6 +28,7 @@ _REFUSALS = {
     errno.EACCES, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.ENOSPC,
     errno.ENOTDIR, errno.EPERM, errno.EROFS, errno.ESTALE,
 }  # fmt: skip
+_BROKEN = {errno.EDQUOT, errno.EFBIG, errno.EIO, errno.ENOSPC, errno.EROFS, errno.ESTALE}
 _HERE, _EXCHANGE = -100, 2  # AT_FDCWD and RENAME_EXCHANGE of renameat2(2)
 _SCRATCH = re.compile(r"\.?dlas-scratch-[a-z0-9_]{8}")
 
@@ -51,13 +52,30 @@ def atomic_path(path: Path) -> Iterator[Path]:
     Raises:
         StorageError: The folder does not exist or cannot be written, or the disk is full.
     """
-    path = Path(path)
-    with _explained(path), _scratch(path.parent, ".") as scratch:
-        temporary = scratch / path.name
+    with atomic_paths([path]) as (temporary,):
         yield temporary
-        sync(temporary)
-        os.replace(temporary, path)
-        sync(path.parent)
+
+
+@contextlib.contextmanager
+def atomic_paths(paths: Sequence[Path]) -> Iterator[list[Path]]:
+    """Several files of one folder, as :func:`atomic_path`: none is renamed before all are safely on the disk.
+
+    Args:
+        paths: The files in the order in which they appear, all in the same folder; an error names the last one.
+
+    Raises:
+        StorageError: The folder does not exist or cannot be written, or the disk is full.
+    """
+    paths = [Path(path) for path in paths]
+    folder = paths[-1].parent
+    with _explained(paths[-1]), _scratch(folder, ".") as scratch:
+        temporaries = [scratch / path.name for path in paths]
+        yield temporaries
+        for temporary in temporaries:
+            sync(temporary)
+        for temporary, path in zip(temporaries, paths, strict=True):
+            os.replace(temporary, path)
+        sync(folder)
 
 
 @contextlib.contextmanager
@@ -240,16 +258,26 @@ def is_refusal(error: OSError) -> bool:
 
 
 @contextlib.contextmanager
-def explain_write(what: str, hint: str) -> Iterator[None]:
+def explain_write(what: str, hint: str, *, below: Path | None = None) -> Iterator[None]:
     """Turn the system's refusal to write into a StorageError; any other error passes through.
 
     Args:
         what: Object of the sentence ``cannot write ...``.
         hint: What the user can do.
+        below: For a block that does more than write there: an error about a file outside this folder, or one that
+            neither names a file nor says that a disk is full or broken, passes through as well.
     """
     try:
         yield
     except OSError as error:
-        if not is_refusal(error):
+        if not is_refusal(error) or not (below is None or _concerns(error, below)):
             raise
         raise StorageError(f"cannot write {what}: {error.strerror}", hint) from error
+
+
+def _concerns(error: OSError, folder: Path) -> bool:
+    names = [n for n in (error.filename, error.filename2) if isinstance(n, str | bytes | os.PathLike)]
+    if not names:  # write(2) and fsync(2) name none
+        return error.errno in _BROKEN
+    root = os.path.realpath(folder)
+    return any(Path(os.path.realpath(os.fsdecode(n))).is_relative_to(root) for n in names)

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 from collections.abc import Iterator
 from pathlib import Path
+
+from dlas.core.errors import StorageError
+
+_NO_LOCKS = {errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS}
 
 
 def acquire(path: Path, *, wait: bool = True) -> int | None:
@@ -18,6 +23,7 @@ def acquire(path: Path, *, wait: bool = True) -> int | None:
 
     Raises:
         OSError: The file cannot be made.
+        StorageError: The file system has no locks.
     """
     while True:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -26,13 +32,13 @@ def acquire(path: Path, *, wait: bool = True) -> int | None:
         except FileNotFoundError:  # somebody tidied the folder away in between
             continue
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError:
-            os.close(handle)
-            return None
+            got = _lock(handle, fcntl.LOCK_EX, wait, path)
         except BaseException:
             os.close(handle)
             raise
+        if not got:
+            os.close(handle)
+            return None
         # The holder before us removes the file as it leaves: a lock on a removed file guards nothing.
         if _same_file(handle, path):
             return handle
@@ -58,18 +64,33 @@ def locked(path: Path, *, wait: bool = True) -> Iterator[bool]:
 
 @contextlib.contextmanager
 def folder_lock(folder: Path, *, shared: bool, wait: bool = True) -> Iterator[bool]:
-    """Hold an existing folder, alone or with others; no file is made for it. The value says whether it was got."""
+    """Hold an existing folder, alone or with others; no file is made for it. The value says whether it was got.
+
+    Raises:
+        OSError: There is no such folder.
+        StorageError: The file system has no locks.
+    """
     handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
-        try:
-            fcntl.flock(handle, kind | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError:
-            yield False
-            return
-        yield True
+        yield _lock(handle, fcntl.LOCK_SH if shared else fcntl.LOCK_EX, wait, folder)
     finally:
         os.close(handle)
+
+
+def _lock(handle: int, kind: int, wait: bool, path: Path) -> bool:
+    try:
+        fcntl.flock(handle, kind | (0 if wait else fcntl.LOCK_NB))
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+        place = path if path.is_dir() else path.parent
+        raise StorageError(
+            f"the file system of {place} has no locks: {error.strerror}",
+            "put what is shared between processes (DLAS_CACHE, --out) on a local disk",
+        ) from error
+    return True
 
 
 def _same_file(handle: int, path: Path) -> bool:

@@ -83,22 +83,25 @@ def claims_in(study: Path, *, alone: bool = False) -> Iterator[FolderClaims]:
 
     Raises:
         DlasError: ``alone`` was asked for and another process takes part, or another one is alone; or the folder
-            cannot be written.
+            cannot be written or locked.
     """
     folder = study / ".claims"
-    with explain_write(f"to {study}", "name another folder with --out"):
+    what, hint = f"to {study}", "name another folder with --out"
+    with explain_write(what, hint):
         folder.mkdir(parents=True, exist_ok=True)
+    with explain_write(what, hint, below=study), folder_lock(study, shared=not alone, wait=False) as got:
+        if not got:
+            raise DlasError(
+                f"another dlas is running the study in {study}",
+                "only one may measure everything again; wait for it, or name another folder with --out",
+            )
         place = FolderClaims(folder)
-        with folder_lock(study, shared=not alone, wait=False) as got:
-            if not got:
-                raise DlasError(
-                    f"another dlas is running the study in {study}",
-                    "only one may measure everything again; wait for it, or name another folder with --out",
-                )
+        try:
+            yield place
+        finally:
             try:
-                yield place
-            finally:
                 place.close()
-        # The last one out takes the folder along; others still have files in it.
-        with contextlib.suppress(OSError):
-            folder.rmdir()
+            finally:
+                # The last one out takes the folder along; others still have files in it.
+                with contextlib.suppress(OSError):
+                    folder.rmdir()

@@ -16,9 +16,7 @@ _IGNORED = re.compile(
     rb"/\*(?:.*?\*/|.*)|//[^\n]*|\"(?:\\.|[^\"\\\n])*\"?|'(?:\\.|[^'\\\n])*'?|^[ \t]*#(?:\\\r?\n|[^\n])*",
     re.DOTALL | re.MULTILINE,
 )
-_DECLARATION = re.compile(
-    rb"(?P<type>[^;{}]*)\b(?P<name>[A-Za-z_]\w*)\s*\[(?P<size>[^\]]*)\][^;{}=]*=\s*\Z", re.DOTALL
-)
+_WORD = b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_"
 _BYTE_TYPE = re.compile(rb"\b(?:u?int8_t|char|byte|uint8|u8)\b")
 _PAIRS = re.compile(rb"(?:0[xX][0-9a-fA-F]{2},)*(?:0[xX][0-9a-fA-F]{2})?")
 _NUMBER = re.compile(rb"[-+]?(?:0[xX][0-9a-fA-F]{1,8}|[0-9]{1,10})[uUlL]{0,3}")
@@ -74,19 +72,39 @@ def byte_arrays(source: bytes, file_name: str) -> list[ByteArray]:
         seen += 1
         if seen > MAX_ARRAYS:
             raise ModelError(f"{file_name} has more than {MAX_ARRAYS} braces: not a file with a network")
-        match = _DECLARATION.search(code[max(place, opened - _HEAD) : opened])
+        declared = _declaration(code[max(place, opened - _HEAD) : opened])
         place = opened + 1
-        if match is None or not _BYTE_TYPE.search(match["type"]):
+        if declared is None or not _BYTE_TYPE.search(declared[0]):
             continue
         closed = code.find(b"}", opened)
-        name = match["name"].decode()
+        name = declared[1].decode()
         if closed == -1:
             raise ModelError(f"{file_name} is truncated: array {name} is not closed", "download it again")
-        stated = match["size"].strip(_SPACE)
+        stated = declared[2].strip(_SPACE)
         size = int(stated) if re.fullmatch(rb"[1-9][0-9]{0,11}", stated) else None
         found.append(ByteArray(name, code[opened + 1 : closed], size))
         place = closed + 1
     return found
+
+
+def _declaration(text: bytes) -> tuple[bytes, bytes, bytes] | None:
+    """Type, name and size of the array whose initialiser follows ``text``, as in ``TYPE NAME[SIZE] ... =``.
+
+    Looked for from the end, bracket by bracket: the time does not depend on what the text is.
+    """
+    text = text[max(text.rfind(mark) for mark in (b";", b"{", b"}")) + 1 :].rstrip(_SPACE)
+    if not text.endswith(b"="):
+        return None
+    last = text.rfind(b"=", 0, -1)  # may stand in the size, not after it
+    opened = len(text)
+    while (opened := text.rfind(b"[", 0, opened)) != -1:
+        closed = text.find(b"]", opened)
+        head = text[:opened].rstrip(_SPACE)
+        before = head.rstrip(_WORD)
+        name = head[len(before) :]
+        if closed > last and name and not name[:1].isdigit():
+            return before, name, text[opened + 1 : closed]
+    return None
 
 
 def stated_length(source: bytes, name: str) -> int | None:

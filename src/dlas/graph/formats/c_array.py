@@ -8,13 +8,12 @@ networks for microcontrollers are given away; nothing is compiled or run.
 from __future__ import annotations
 
 import hashlib
-from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar
 
 from dlas.core.errors import DlasError, ModelError
-from dlas.core.files import atomic_path
+from dlas.core.files import atomic_paths
 from dlas.core.options import option
 from dlas.graph.format import Format, Written, formats
 from dlas.graph.formats._c_readme import readme
@@ -103,9 +102,9 @@ class CArray(Format):
             path: array_source(name, data, model.name),
         }
         _refuse_strangers(path, list(files))
-        with ExitStack() as stack:
-            for target, text in files.items():
-                stack.enter_context(atomic_path(target)).write_text(text, encoding="ascii")
+        with atomic_paths(list(files)) as temporaries:
+            for temporary, text in zip(temporaries, files.values(), strict=True):
+                temporary.write_text(text, encoding="ascii")
         others = " and ".join(p.name for p in files if p != path)
         return Written(path, (*notes, *micro_refusals(network), f"also wrote {others}"))
 
