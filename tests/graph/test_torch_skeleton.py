@@ -200,3 +200,21 @@ def test_code_of_others_is_exported_every_time(monkeypatch: pytest.MonkeyPatch) 
     foreign.register("mine")(type("Mine", (), {"__module__": "somebody.else"}))
     monkeypatch.setattr(reader, "architectures", foreign)
     assert remembered("mine:width=2") is export
+
+
+def test_an_entry_that_vanishes_while_it_is_read_is_not_made_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    key, has = "ab" * 32, Cache.has
+    _torch_skeleton._write(key, {"facts.json": b"{}"})
+    assert _torch_skeleton._read(key) == {"facts.json": b"{}"}
+
+    def has_and_remove(cache: Cache, asked: str) -> bool:
+        there = has(cache, asked)
+        Cache().clear()
+        return there
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Cache, "has", has_and_remove)
+        assert _torch_skeleton._read(key) is None
+    assert not Cache().has(key)
+    _torch_skeleton._write(key, {})
+    assert _torch_skeleton._read(key) is None

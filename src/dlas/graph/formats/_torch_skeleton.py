@@ -130,13 +130,26 @@ def _filled(files: Mapping[str, bytes], weights: Weights) -> Exported | None:
     return Exported(graph, facts["dynamic"])
 
 
+class _AbsentError(Exception):
+    """The cache has no entry for a key."""
+
+
+def _absent(_: Path) -> None:
+    raise _AbsentError
+
+
 def _read(key: str) -> dict[str, bytes] | None:
+    """The files of an entry; None where there is none, or one that says nothing."""
     try:
         kept = Cache()
         if not kept.has(key):
             return None
-        folder = kept.folder(key, lambda _: None)
-        return {p.name: p.read_bytes() for p in folder.iterdir() if p.name in (_GRAPH, _FACTS)}
+        # Somebody may remove it here: nothing is then made in its place.
+        folder = kept.folder(key, _absent)
+        files = {p.name: p.read_bytes() for p in folder.iterdir() if p.name in (_GRAPH, _FACTS)}
+        return files if _FACTS in files else None
+    except _AbsentError:
+        return None
     except (DlasError, OSError) as error:
         log.debug("the cache cannot be read: %s", error)
         return None
