@@ -11,6 +11,7 @@ import tempfile
 import textwrap
 import threading
 import time
+import types
 from pathlib import Path
 
 import numpy as np
@@ -47,8 +48,22 @@ def leave_a_file():
 def run_out(kind: str):
     if kind == "ours":
         raise StorageError("cannot write x: it is full", "make space")
-    if kind == "words":
-        raise RuntimeError("cc1: fatal error: error writing to /tmp/a.s: No space left on device")
+    if kind in ("words", "only words"):
+        if kind == "words":
+            real = os.statvfs("/")
+            os.statvfs = lambda _: types.SimpleNamespace(
+                f_blocks=real.f_blocks, f_frsize=4096, f_bavail=3, f_files=0, f_favail=0
+            )
+        raise RuntimeError(
+            "cc1: fatal error: error writing to /tmp/a.s: No space left on device\ncompilation terminated."
+        )
+    if kind == "name":
+        raise RuntimeError("input 'No space left on device' has another shape")
+    if kind == "led to":
+        try:
+            raise OSError(errno.EDQUOT, "said so")
+        except OSError as error:
+            raise ValueError("no model") from error
     raise OSError({"full": errno.ENOSPC, "read-only": errno.EROFS, "absent": errno.ENOENT}[kind], "said so")
 
 
@@ -359,7 +374,15 @@ def test_temporary_files_of_a_worker_go_with_it(tmp_path, monkeypatch, end):
 
 @pytest.mark.parametrize(
     ("kind", "storage"),
-    [("ours", True), ("words", True), ("full", True), ("read-only", True), ("absent", False)],
+    [
+        ("ours", True),
+        ("full", True),
+        ("read-only", True),
+        ("led to", True),
+        ("absent", False),
+        ("name", False),
+        ("only words", False),
+    ],
 )
 def test_a_full_disk_is_no_result_of_a_step(worker, kind, storage):
     with pytest.raises(StorageError if storage else WorkerFailure) as caught:
@@ -368,6 +391,11 @@ def test_a_full_disk_is_no_result_of_a_step(worker, kind, storage):
     if storage:
         assert ("make space" if kind == "ours" else "make room") in str(caught.value)
     assert worker.call("test_worker:echo", 1)["args"] == (1,)
+
+
+def test_words_about_a_full_disk_are_believed_when_it_is_full():
+    with Worker() as own, pytest.raises(StorageError, match="make room"):
+        own.call("test_worker:run_out", "words")
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")

@@ -16,11 +16,14 @@ import os
 import signal
 import socket
 import sys
+import tempfile
 import traceback
+from collections.abc import Callable, Iterator
 from typing import Any
 
 _PR_SET_PDEATHSIG = 1
-_NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO}
+_NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
+_LITTLE = 64 << 20  # bytes; a compiler that ran out of room has removed its unfinished files by now
 
 
 def main(setup: dict[str, Any]) -> None:
@@ -81,20 +84,50 @@ def _describe(error: BaseException) -> dict[str, Any]:
 
     ours = isinstance(error, StorageError)
     text = f"{type(error).__name__}: {error}".rstrip(": ")
-    full = False
-    if isinstance(error, OSError) and error.errno in _NO_ROOM:
-        full = True
-        text = f"cannot write {error.filename or 'a file'}: {error.strerror}"
+    refusal = next((e for e in _chain(error) if isinstance(e, OSError) and e.errno in _NO_ROOM), None)
+    if ours:
+        text = error.message
+    elif refusal is not None:
+        text = f"cannot write {refusal.filename or 'a file'}: {refusal.strerror}"
     elif isinstance(error, DlasError):
-        text = error.message if ours else str(error)
+        text = str(error)
     return {
         "reason": " ".join(text.split()) or type(error).__name__,
         "unsupported": isinstance(error, UnsupportedError),
-        # Compilers and other native code say it in words only.
-        "storage": full or ours or os.strerror(errno.ENOSPC) in text,
+        "storage": ours or refusal is not None or _said_in_words(text),
         "hint": error.hint if ours else "",
         "exit_code": error.exit_code if isinstance(error, DlasError) else 1,
     }
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    """The error and what led to it, as a traceback shows them."""
+    following: BaseException | None = error
+    seen: set[int] = set()
+    while following is not None and id(following) not in seen:
+        seen.add(id(following))
+        yield following
+        following = following.__cause__ or (None if following.__suppress_context__ else following.__context__)
+
+
+def _said_in_words(text: str) -> bool:
+    """Whether native code ran out of room: it says so at the end of a line, and there is hardly any.
+
+    Names in a network stand in messages too, so words alone prove nothing.
+    """
+    words = os.strerror(errno.ENOSPC)
+    return any(line.rstrip(" .\t'\")").endswith(words) for line in text.splitlines()) and any(
+        _is_full(place) for place in (tempfile.gettempdir, os.getcwd)
+    )
+
+
+def _is_full(place: Callable[[], str]) -> bool:
+    try:
+        there = os.statvfs(place())
+    except OSError:  # the folder is gone, or no temporary file can be made anywhere
+        return True
+    no_names = there.f_files > 0 and there.f_favail == 0
+    return there.f_blocks > 0 and (no_names or there.f_bavail * there.f_frsize < _LITTLE)
 
 
 def _read(link: socket.socket, count: int) -> bytearray:
