@@ -201,12 +201,11 @@ class Writer(Places):
         found = self.parameter(node, name, index)
         if found is None:
             return None
-        # The largest number of the type is an exporter's way to say open.
+        # The extreme number of the type is an exporter's way to say open.
         half, wide = node.outputs[0].dtype == ir.DataType.FLOAT16, np.dtype(self.wide(node.outputs[0]))
         kind = np.finfo(np.float16 if half else np.float32) if wide.kind == "f" else np.iinfo(wide)
-        limit = float(kind.max)
-        reach = -found[0] if name == "min" else found[0]
-        return None if reach >= limit else float(found[0])
+        is_open = found[0] <= float(kind.min) if name == "min" else found[0] >= float(kind.max)
+        return None if is_open else float(found[0])
 
     def _requested(self, value: ir.Value) -> tuple[Quant, str] | None:
         """The one quantisation that every reader of ``value`` asks for."""
