@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dlas.core.errors import OptionError
+from dlas.core.errors import DlasError, OptionError, UnsupportedError
 from dlas.core.text import printable
 
 if TYPE_CHECKING:
@@ -72,7 +73,7 @@ def write_table(columns: Sequence[str], rows: Iterable[Sequence[object]], title:
         right = any(word in column for word in numeric)
         table.add_column(column, justify="right" if right else "left", overflow="fold")
     for row in rows:
-        table.add_row(*(Text(printable(cell, _CELL)) for cell in row))
+        table.add_row(*(Text(printable(cell, _CELL, lines=False)) for cell in row))
     console = Console(file=sys.stdout, soft_wrap=False)
     if not console.is_terminal:
         console = Console(file=sys.stdout, width=240)
@@ -147,6 +148,29 @@ def dataset(data: str, split: str = "", rows: int = 0) -> Dataset | None:
     if 0 < rows < len(found):
         found = sample(found, rows, seed=0, balanced=found.labels is not None)
     return found
+
+
+def check_target(target: Path, force: bool) -> None:
+    """Refuse what could not be written before any work is done for it.
+
+    Raises:
+        DlasError: A folder, a file that exists (without ``force``), or a place that does not or takes no files.
+        UnsupportedError: A format that cannot be written.
+    """
+    from dlas.graph.format import format_for, formats
+
+    if target.is_dir() or not target.parent.is_dir():
+        what = "it is a folder" if target.is_dir() else f"{target.parent} is not a folder"
+        raise DlasError(f"cannot write {target}: {what}", "name a file in a folder that exists")
+    if target.exists() and not force:
+        raise DlasError(f"{target} exists", "name another file, or --force to replace it")
+    if not os.access(target.parent, os.W_OK | os.X_OK):
+        raise DlasError(f"cannot write {target}: {target.parent} is not writable", "choose another folder")
+    if not format_for(target).can_write:
+        endings = sorted(e for _, member in formats.members() if member.can_write for e in member.suffixes)
+        raise UnsupportedError(
+            f"format {format_for(target).name} can be read but not written", "accepted: " + ", ".join(endings)
+        )
 
 
 def pairs(option: str, texts: Sequence[str]) -> dict[str, Any]:

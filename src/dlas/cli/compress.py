@@ -13,6 +13,7 @@ from dlas.cli._shared import (
     Data,
     Json,
     Split,
+    check_target,
     figure_text,
     method_options,
     say,
@@ -20,7 +21,7 @@ from dlas.cli._shared import (
     write_json,
     write_table,
 )
-from dlas.core.errors import DlasError, UnsupportedError
+from dlas.core.errors import DlasError
 
 if TYPE_CHECKING:
     from dlas.compress.method import Method, Plan
@@ -61,7 +62,7 @@ def compress(
     members = _members([*methods, *context.args])
     target = output or Path(f"{model_path(model).stem}-{'-'.join(m.name for m in members)}.onnx")
     if not plan:
-        _check_target(target, force)
+        check_target(target, force)
     network, found = load(model, architecture=architecture), dataset(data, split, rows)
     if found is not None:
         network, note = prepared_for(network, found)
@@ -82,19 +83,6 @@ def _members(arguments: list[str]) -> list[Method]:
     if options and len(choices) != 1:
         raise DlasError("options can follow one method only", "write them behind it: magnitude:sparsity=0.8")
     return [methods.get(c.name)(**{**c.as_dict(), **options}) for c in choices]
-
-
-def _check_target(target: Path, force: bool) -> None:
-    """Refuse what could not be written before any work is done for it."""
-    from dlas.graph.format import format_for
-
-    if target.is_dir() or not target.parent.is_dir():
-        what = "it is a folder" if target.is_dir() else f"{target.parent} is not a folder"
-        raise DlasError(f"cannot write {target}: {what}", "give -o another name, or make the folder first")
-    if target.exists() and not force:
-        raise DlasError(f"{target} exists", "give -o another name, or --force to replace it")
-    if not format_for(target).can_write:
-        raise UnsupportedError(f"format {format_for(target).name} can be read but not written")
 
 
 def _plans(network: Model, members: list[Method], data: Dataset | None) -> list[Plan]:

@@ -7,9 +7,18 @@ from typing import Annotated
 
 import typer
 
-from dlas.cli._shared import Architecture, Data, Json, Split, pairs, say, size_text, write_json
+from dlas.cli._shared import (
+    Architecture,
+    Data,
+    Json,
+    Split,
+    check_target,
+    pairs,
+    say,
+    size_text,
+    write_json,
+)
 from dlas.cli.compare import show
-from dlas.core.errors import DlasError
 
 
 def add_to(app: typer.Typer) -> None:
@@ -36,8 +45,7 @@ def convert(
     """Convert a model file; says what could not be kept, and whether the result is still right."""
     from dlas import api
 
-    if target.exists() and not force:
-        raise DlasError(f"{target} exists", "name another file, or --force to replace it")
+    check_target(target, force)
     rows = api.dataset(data, split)
     done = api.convert(
         source,

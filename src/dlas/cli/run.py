@@ -157,12 +157,13 @@ def show_result(result: StudyResult, out: Path, *, json: bool) -> None:
     from dlas.report.html import write_report
 
     path = out / "report.html"
+    if not json:  # the table first: what was measured is shown even where the page finds no room
+        show_table(result)
     write_report(result, path)
     if json:
         write_json({**result.to_dict(), "report": str(path)})
-        return
-    show_table(result)
-    say(f"report: {path}")
+    else:
+        say(f"report: {path}")
 
 
 _SHOWN = ("top1", "agreement", "latency_ms", "speedup", "peak_memory_bytes", "model_bytes")

@@ -136,11 +136,22 @@ def identify(path: Path) -> type[Format]:
     if size == 0:
         raise ModelError(f"{path.name} is empty", "download or export it again")
     if not member.recognises(head):
+        others = [
+            m for _, m in formats.members() if m.recognises is not Format.recognises and m.recognises(head)
+        ]
+        fits = [e for m in others if _tells(m, head) for e in m.suffixes]
         raise ModelError(
             f"{path.name} holds no {member.name} network although it ends in {path.suffix}",
-            "check that it was downloaded or exported completely",
+            f"it looks like {' or '.join(fits)}: give it that ending"
+            if fits
+            else "check that it was downloaded or exported completely",
         )
     return member
+
+
+def _tells(member: type[Format], head: bytes) -> bool:
+    """Whether the head says something: a format that takes noise for its own is no hint."""
+    return not member.recognises(b"\xff" * 64) and not member.recognises(b"a text of letters and blanks" * 2)
 
 
 def load_model(path: Path, **options: Any) -> Model:

@@ -11,6 +11,7 @@ import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -19,6 +20,7 @@ from dlas.core.lazy import optional_import
 from dlas.graph.format import format_for, load_model
 from dlas.graph.formats.keras import open_network
 from dlas.graph.formats.keras.loading import tensorflow
+from dlas.graph.formats.onnx import NEWEST_IR
 from dlas.graph.reference import Reference
 
 BLOCK = 100  # rows per run of a network that takes any number
@@ -112,7 +114,7 @@ def _onnx(path: str, architecture: str, threads: int) -> _Runner:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(_known(path, options), options, providers=["CPUExecutionProvider"])
     given = session.get_inputs()
     names = [i.name for i in given]
     first = [i.shape[0] for i in given if i.shape]
@@ -121,6 +123,19 @@ def _onnx(path: str, architecture: str, threads: int) -> _Runner:
         len(names),
         first[0] if first and isinstance(first[0], int) else 0,
     )
+
+
+def _known(path: str, options: Any) -> str | bytes:
+    """The file, under a version of the format that ONNX Runtime knows: onnx writes newer ones than it reads."""
+    import onnx
+
+    proto = onnx.load(path, load_external_data=False)
+    if proto.ir_version <= NEWEST_IR:
+        return path
+    proto.ir_version = NEWEST_IR
+    folder = str(Path(path).absolute().parent)
+    options.add_session_config_entry("session.model_external_initializers_file_folder_path", folder)
+    return proto.SerializeToString()
 
 
 def _tflite(path: str, architecture: str, threads: int) -> _Runner:

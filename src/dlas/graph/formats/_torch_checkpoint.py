@@ -338,8 +338,11 @@ def _current_folder_importable() -> Iterator[None]:
 
 
 def _damaged(path: Path, error: Exception) -> ModelError:
+    why = first_line(error)
+    if "weights_only" in why:  # torch's advice to switch its protection off
+        why = "it holds no weights that PyTorch would read without running code"
     return ModelError(
-        f"{path.name} is truncated or damaged: {first_line(error)}",
+        f"{path.name} is truncated or damaged: {why}",
         "download or save it again",
     )
 

@@ -32,6 +32,7 @@ from dlas.graph.model import OPSET, Model
 from dlas.graph.passes import infer_shapes
 
 OLDEST_OPSET = 7
+NEWEST_IR = 13  # ONNX Runtime 1.31 reads no newer one, and nothing that dlas reads needs it
 KEPT_OPSET = 13  # from here on the file's own opset is kept
 _PROTOBUF_LIMIT = 1_800_000_000  # protobuf stops at 2 GiB; the rest is room for the graph itself
 _EXTERNAL_FROM = 1024  # smaller tensors stay inside the file
@@ -191,7 +192,9 @@ def _normal_form(proto: onnx.ModelProto, name: str) -> ir.Model:
         raise ModelError(f"{name}: the graph has a cycle", "export it again") from error
     common.RemoveInitializersFromInputsPass()(graph)
     _name_nodes(graph)
-    graph.ir_version = max(graph.ir_version or 0, 4)  # version 3 wants every weight among the inputs
+    graph.ir_version = min(
+        max(graph.ir_version or 0, 4), NEWEST_IR
+    )  # version 3 wants every weight among the inputs
     infer_shapes(graph)  # the checker wants a shape on every output
     _check(graph, name)
     if graph.graph.opset_imports.get("", OPSET) < KEPT_OPSET:
