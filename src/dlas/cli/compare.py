@@ -84,7 +84,7 @@ def show(found: CompareReport) -> None:
     floor = found.floor
     top1 = f", top-1 {figure_text(found.source_top1)}" if found.source_top1 else ""
     say(
-        f"source {found.source}: {found.rows} rows{top1}; "
+        f"source {found.source}: {found.rows} {'random ' if found.random else ''}rows{top1}; "
         f"noise floor {floor.flips} labels, {floor.max_abs:.2g} in any score"
     )
     rows = []

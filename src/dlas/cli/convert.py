@@ -61,7 +61,7 @@ def convert(
         write_json(done.to_dict())
     else:
         say(f"wrote {target} ({size_text(target.stat().st_size)})")
-        for note in done.written.notes:
+        for note in (*done.read, *done.written.notes):
             say(f"note: {note}")
         if done.check is not None:
             show(done.check)

@@ -87,7 +87,7 @@ class PathResult:
 
 @dataclass(frozen=True)
 class CompareReport:
-    """Source, noise floor of its first output, and one row per target and path."""
+    """Source, noise floor of its first output, and one row per target and path; ``random`` without data."""
 
     source: str
     rows: int
@@ -95,6 +95,7 @@ class CompareReport:
     source_top1: Figure | None
     paths: tuple[PathResult, ...]
     layers: tuple[dict[str, Any], ...] = ()
+    random: bool = False
 
     @property
     def right(self) -> bool:
@@ -106,6 +107,7 @@ class CompareReport:
         return {
             "source": self.source,
             "rows": self.rows,
+            "random": self.random,
             "noise_floor": self.floor.to_dict(),
             "source_top1": self.source_top1.to_dict() if self.source_top1 else None,
             "paths": [p.to_dict() for p in self.paths],
@@ -167,7 +169,7 @@ def compare_files(
     compared = tuple(compare_layers(source.model, targets[0].model, x)) if layers and targets else ()
     count = len(next(iter(x.values())))
     return CompareReport(
-        source.path.name, count, known.floors[0], _top1(first, labels), tuple(results), compared
+        source.path.name, count, known.floors[0], _top1(first, labels), tuple(results), compared, data is None
     )
 
 

@@ -20,6 +20,7 @@ class Conversion:
     Attributes:
         source: File read.
         written: File written, with notes on everything that could not be kept.
+        read: Notes of the reader on what the source means and dlas takes otherwise.
         check: Comparison of the two files; None when it was skipped.
         why_unchecked: Why there is no check although one was wanted.
     """
@@ -28,6 +29,7 @@ class Conversion:
     written: Written
     check: CompareReport | None = None
     why_unchecked: str = ""
+    read: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Plain dictionary, fit for JSON."""
@@ -35,7 +37,7 @@ class Conversion:
             "source": str(self.source),
             "target": str(self.written.path),
             "bytes": self.written.path.stat().st_size,
-            "notes": list(self.written.notes),
+            "notes": [*self.read, *self.written.notes],
             "check": self.check.to_dict() if self.check else None,
             "why_unchecked": self.why_unchecked,
         }
@@ -75,9 +77,10 @@ def convert_file(
     tell(f"read {source.name}")
     subject = Subject.open(source, architecture, **(read or {}))
     tell(f"write {target.name}")
+    notes = subject.model.history[-1].notes if subject.model.history else ()
     written = save_model(subject.model, target, **(write or {}))
     if not check:
-        return Conversion(source, written)
+        return Conversion(source, written, read=notes)
     back = Subject.open(target)
     try:
         report = compare_files(subject, [back], data=data, tell=tell)
@@ -85,5 +88,5 @@ def convert_file(
         ShapeError,
         SourceError,
     ) as error:  # the source does not run, or its answers do not pair up row by row
-        return Conversion(source, written, why_unchecked=str(error))
-    return Conversion(source, written, report)
+        return Conversion(source, written, why_unchecked=str(error), read=notes)
+    return Conversion(source, written, report, read=notes)

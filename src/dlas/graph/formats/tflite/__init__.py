@@ -118,7 +118,10 @@ def to_bytes(model: Model, batch: int = 1) -> tuple[bytes, tuple[str, ...]]:
     }
     if model.preprocessing is not None:
         metadata["preprocessing"] = asdict(model.preprocessing)
-    return writer.write(metadata), tuple(writer.notes)
+    data = writer.write(metadata)
+    free = [s.name for s in model.inputs if s.shape and isinstance(s.shape[0], str)]
+    fixed = [f"the batch of {', '.join(free[:8])} is fixed to {batch} (option batch)"] if free else []
+    return data, (*fixed, *writer.notes)
 
 
 def read_layouts(source: str | Path | bytes) -> Layouts:
