@@ -71,6 +71,10 @@ class Tflite(Format):
         """
         data, notes = to_bytes(model, self.options.batch)
         write_atomic(path, data)
+        free = [s.name for s in model.inputs if s.shape and isinstance(s.shape[0], str)]
+        if free:
+            fixed = f"the batch of {', '.join(free[:8])} is fixed to {self.options.batch} (option batch)"
+            notes = (fixed, *notes)
         return Written(path, notes)
 
 
@@ -118,10 +122,7 @@ def to_bytes(model: Model, batch: int = 1) -> tuple[bytes, tuple[str, ...]]:
     }
     if model.preprocessing is not None:
         metadata["preprocessing"] = asdict(model.preprocessing)
-    data = writer.write(metadata)
-    free = [s.name for s in model.inputs if s.shape and isinstance(s.shape[0], str)]
-    fixed = [f"the batch of {', '.join(free[:8])} is fixed to {batch} (option batch)"] if free else []
-    return data, (*fixed, *writer.notes)
+    return writer.write(metadata), tuple(writer.notes)
 
 
 def read_layouts(source: str | Path | bytes) -> Layouts:
