@@ -23,6 +23,7 @@ from dlas.core.errors import ModelError, OptionError, ShapeError
 from dlas.graph.preprocessing import Preprocessing
 
 OPSET = 18  # what importers and methods write; every back end of the package reads it
+NEWEST_IR = 13  # version of the file format: ONNX Runtime 1.31 reads no newer one, and nothing here needs it
 _META = "dlas."
 
 

@@ -20,7 +20,7 @@ from dlas.core.lazy import optional_import
 from dlas.graph.format import format_for, load_model
 from dlas.graph.formats.keras import open_network
 from dlas.graph.formats.keras.loading import tensorflow
-from dlas.graph.formats.onnx import NEWEST_IR
+from dlas.graph.model import NEWEST_IR
 from dlas.graph.reference import Reference
 
 BLOCK = 100  # rows per run of a network that takes any number

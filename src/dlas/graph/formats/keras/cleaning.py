@@ -11,25 +11,8 @@ import onnx_ir as ir
 
 from dlas.graph.formats.keras.loading import Opened
 from dlas.graph.passes import tidy
+from dlas.graph.rewriting import fresh_name, shorten
 
-_RULES = (
-    "matmul_add_to_gemm",
-    "materialize_reshape_shape",
-    "squeeze_reshape_1d",
-    "reshape_reshape",
-    "unsqueeze_unsqueeze",
-    "transpose_transpose",
-    "no_op_transpose",
-    "no_op_expand",
-    "no_op_cast",
-    "cast_cast",
-    "collapse_slice",
-    "collapse_slice2",
-    "mul_by_1",
-    "div_by_1",
-    "add_0",
-    "sub_0",
-)
 _SHAPING = ("Reshape", "Squeeze", "Transpose", "Unsqueeze")
 _NAMED_INPUTS = {
     "Conv": ("", "weight", "bias"),
@@ -63,11 +46,7 @@ def express(proto: onnx.ModelProto) -> None:
 
 def clean(graph: ir.Model, opened: Opened) -> None:
     """Shorten the graph without changing what it computes, and name everything in it after its layer."""
-    from onnxscript import rewriter
-    from onnxscript.rewriter.rules import common
-
-    tidy(graph)
-    rewriter.RewritePass([getattr(common, f"{name}_rule") for name in _RULES])(graph)
+    shorten(graph, first=("matmul_add_to_gemm",))
     for node in list(graph.graph):
         if node.op_type == "BatchNormalization":
             _flatten_norm(graph.graph, node)
@@ -139,7 +118,7 @@ def _rename(graph: ir.Model, opened: Opened) -> None:
     for node in nodes:
         place, kind = places[id(node)], node.op_type.lower()
         free = place and (place not in taken or ends.get(id(node.outputs[0])) == place)
-        node.name = _fresh(place if free else f"{place}/{kind}" if place else kind, taken)
+        node.name = fresh_name(place if free else f"{place}/{kind}" if place else kind, taken)
     for node in graph.graph:
         for index, value in enumerate(node.outputs):
             if id(value) not in ends:
@@ -149,7 +128,7 @@ def _rename(graph: ir.Model, opened: Opened) -> None:
         for index, value in enumerate(node.inputs):
             if value is not None and value.is_initializer() and id(value) not in ends:
                 part = named[index] if index < len(named) and named[index] else str(index)
-                ends[id(value)] = value.name = _fresh(f"{node.name}.{part}", taken)
+                ends[id(value)] = value.name = fresh_name(f"{node.name}.{part}", taken)
     _forget_notes(graph, (v for node in graph.graph for v in node.outputs))
 
 
@@ -163,15 +142,6 @@ def _place(node: ir.Node, model: str) -> str:
     name = re.sub(r"^(StatefulPartitionedCall(_\d+)?/|PartitionedCall(_\d+)?/)+", "", name)
     name = name.removeprefix(f"{model}/") if model else name
     return re.sub(r"/(batchnorm|moments)$", "", name.rpartition("/")[0])
-
-
-def _fresh(name: str, taken: set[str]) -> str:
-    unique, count = name, 1
-    while unique in taken:
-        count += 1
-        unique = f"{name}_{count}"
-    taken.add(unique)
-    return unique
 
 
 def _forget_notes(graph: ir.Model, values: Iterable[ir.Value]) -> None:

@@ -15,11 +15,11 @@ import onnx_ir as ir
 
 from dlas.core.errors import ModelError, UnsupportedError
 from dlas.core.lazy import optional_import
+from dlas.graph.formats._onnx_normal import normal_form
 from dlas.graph.formats._onnx_tensors import check_tensors
 from dlas.graph.formats.keras.cleaning import clean, express
 from dlas.graph.formats.keras.loading import Opened, reason, tensorflow
 from dlas.graph.formats.keras.tracing import plain, unroll
-from dlas.graph.formats.onnx import _normal_form
 from dlas.graph.model import OPSET, Model
 
 TOLERANCE = 1e-3  # of the largest output (or of 1); float32 in another order of summation stays far below
@@ -49,7 +49,7 @@ def to_graph(opened: Opened, file: str, *, allow_nan: bool) -> tuple[ir.Model, t
             proto = _translated(opened, file)
             notes = ("recurrent layers are written out step by step",)
     check_tensors(proto, file, allow_nan=allow_nan)
-    graph = _normal_form(proto, file)
+    graph = normal_form(proto, file)
     clean(graph, opened)
     if not allow_nan:
         error = _largest_difference(graph, opened, file)
