@@ -14,7 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from dlas.core.errors import DlasError, ModelError, UnsupportedError
 from dlas.graph.format import load_model, save_model
-from dlas.graph.formats.tflite import from_bytes, layout, read_layouts, to_bytes
+from dlas.graph.formats.tflite import from_bytes, layout, padding, read_layouts, to_bytes
 from dlas.graph.model import OPSET, Model
 from dlas.graph.passes import simplified
 from dlas.graph.preprocessing import Preprocessing
@@ -541,7 +541,7 @@ def test_layout_algebra() -> None:
     assert np.array_equal(y.transpose(layout.after_transpose(held, moved)), x.transpose(held))
     assert not layout.moves_data((1, 7, 1, 1), (0, 2, 3, 1))
     assert layout.moves_data((1, 7, 2, 1), (0, 2, 3, 1))
-    assert layout.same_padding(32, 3, 2) == (0, 1)
+    assert padding.same_padding(32, 3, 2) == (0, 1)
 
 
 def test_a_file_of_our_own_is_read_again_and_again(tmp_path: Path) -> None:

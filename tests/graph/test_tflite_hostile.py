@@ -80,6 +80,15 @@ def test_lies_about_tensors_and_operators(change: Callable, match: str) -> None:
     refused(pack(tree), match)
 
 
+@pytest.mark.parametrize("stride", [0, -1])
+def test_a_transposed_convolution_that_goes_nowhere(stride: int) -> None:
+    f = File(1)
+    x, y = f.input((1, 4, 4, 3)), f.output((1, 4, 4, 2))
+    o = f.options("TransposeConv", padding=0, strideH=1, strideW=stride)
+    f.add("TRANSPOSE_CONV", [f.ints(1, 4, 4, 2), f.weights(2, 3, 3, 3), x], [y], o)
+    assert "strides" in refused(f.bytes(), "does not fit")
+
+
 def patched(data: bytes, find: Callable[[Any], int], value: int) -> bytes:
     """The file with one 32-bit number overwritten; ``find`` says where, given the lazily read root."""
     at = find(schema().Model.GetRootAs(data, 0))

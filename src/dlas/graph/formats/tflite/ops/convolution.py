@@ -9,7 +9,8 @@ import numpy as np
 import onnx_ir as ir
 
 from dlas.core.errors import ModelError, UnsupportedError
-from dlas.graph.formats.tflite.layout import NCHW_TO_NHWC, NHWC_TO_NCHW, same_padding
+from dlas.graph.formats.tflite.layout import NCHW_TO_NHWC, NHWC_TO_NCHW
+from dlas.graph.formats.tflite.padding import explicit_pads, same_padding, transposed_pads
 from dlas.graph.formats.tflite.places import Constant
 from dlas.graph.formats.tflite.reader import Reader
 from dlas.graph.formats.tflite.rules import Rule
@@ -29,8 +30,7 @@ def _read_conv(r: Reader, op: Operation) -> None:
     x, w, b = (*op.inputs, -1)[:3]
     (_, height, width, channels), kernel = r.shape(x), r.shape(w)
     strides, dilations = [o.strideH, o.strideW], [o.dilationHFactor, o.dilationWFactor]
-    if min(*strides, *dilations) < 1:
-        raise ValueError(f"strides {strides}, dilations {dilations}")
+    pads = explicit_pads(r.padding(o.padding), (height, width), kernel[1:3], strides, dilations)
     group = channels if depthwise else channels // kernel[3]
     name = r.emit(
         "Conv",
@@ -39,36 +39,23 @@ def _read_conv(r: Reader, op: Operation) -> None:
         strides=strides,
         dilations=dilations,
         group=group,
-        pads=_pads(r.padding(o.padding), (height, width), kernel[1:3], strides, dilations),
+        pads=pads,
     )
     r.give(op.outputs[0], r.activate(name, o.fusedActivationFunction), NHWC_TO_NCHW)
-
-
-def _pads(padding: str, size: Any, kernel: Any, strides: Any, dilations: Any) -> list[int]:
-    if padding == "VALID":
-        return [0, 0, 0, 0]
-    pairs = [same_padding(*axis) for axis in zip(size, kernel, strides, dilations, strict=True)]
-    return [before for before, _ in pairs] + [after for _, after in pairs]
 
 
 def _read_transposed(r: Reader, op: Operation) -> None:
     o = r.options(op, "TransposeConvOptions")
     w, x, b = (*op.inputs[1:], -1)[:3]
-    size, kernel, out = r.shape(x)[1:3], r.shape(w)[1:3], r.shape(op.outputs[0])[1:3]
+    size, kernel, target = r.shape(x)[1:3], r.shape(w)[1:3], r.shape(op.outputs[0])[1:3]
     strides = [o.strideH, o.strideW]
-    begins, ends, extra = [], [], []
-    for n, k, s, target in zip(size, kernel, strides, out, strict=True):
-        total = (n - 1) * s + k - target
-        begin = max(total, 0) // 2 if r.padding(o.padding) == "SAME" else 0
-        begins.append(begin)
-        ends.append(max(total - begin, 0))
-        extra.append(max(begin - total, 0))
+    pads, extra = transposed_pads(r.padding(o.padding), size, kernel, strides, (1, 1), target)
     name = r.emit(
         "ConvTranspose",
         [r.real(x, NHWC_TO_NCHW), r.weights(w, _TRANSPOSED), *r.bias(b, x, w)],
         kernel_shape=list(kernel),
         strides=strides,
-        pads=[*begins, *ends],
+        pads=pads,
         output_padding=extra,
     )
     r.give(op.outputs[0], r.activate(name, o.fusedActivationFunction), NHWC_TO_NCHW)

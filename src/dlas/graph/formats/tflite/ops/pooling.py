@@ -9,7 +9,7 @@ import numpy as np
 import onnx_ir as ir
 
 from dlas.core.errors import UnsupportedError
-from dlas.graph.formats.tflite.layout import NCHW_TO_NHWC, NHWC_TO_NCHW, same_padding
+from dlas.graph.formats.tflite.layout import NCHW_TO_NHWC, NHWC_TO_NCHW
 from dlas.graph.formats.tflite.ops.convolution import (
     Window,
     finish_image,
@@ -18,6 +18,7 @@ from dlas.graph.formats.tflite.ops.convolution import (
     padding_code,
     window,
 )
+from dlas.graph.formats.tflite.padding import explicit_pads
 from dlas.graph.formats.tflite.reader import Reader
 from dlas.graph.formats.tflite.rules import Rule
 from dlas.graph.formats.tflite.tensors import Operation
@@ -35,12 +36,7 @@ def _read_pool(r: Reader, op: Operation) -> None:
 def pool_window(r: Reader, o: Any, size: Sequence[int]) -> dict[str, list[int]]:
     """ONNX attributes of a window over an image of ``size``, from a ``Pool2DOptions`` table."""
     kernel, strides = [o.filterHeight, o.filterWidth], [o.strideH, o.strideW]
-    if min(*kernel, *strides) < 1:
-        raise ValueError(f"kernel {kernel}, strides {strides}")
-    pads = [0, 0, 0, 0]
-    if r.padding(o.padding) == "SAME":
-        pairs = [same_padding(*axis) for axis in zip(size, kernel, strides, strict=True)]
-        pads = [b for b, _ in pairs] + [a for _, a in pairs]
+    pads = explicit_pads(r.padding(o.padding), size, kernel, strides, (1, 1))
     return {"kernel_shape": kernel, "strides": strides, "pads": pads}
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dlas.graph.formats.tflite.layout import Perm, same_padding
+from dlas.graph.formats.tflite.layout import Perm
+from dlas.graph.formats.tflite.padding import explicit_pads, transposed_pads
 from dlas.graph.formats.tflite.reader import Reader
 from dlas.graph.formats.tflite.rules import Rule
 from dlas.graph.formats.tflite.tensors import Operation
@@ -18,12 +19,7 @@ def _read_conv(r: Reader, op: Operation) -> None:
     size, kernel = r.shape(x)[1:4], r.shape(w)[:3]
     strides = [o.strideD, o.strideH, o.strideW]
     dilations = [o.dilationDFactor, o.dilationHFactor, o.dilationWFactor]
-    if min(*strides, *dilations) < 1:
-        raise ValueError(f"strides {strides}, dilations {dilations}")
-    pads = [0] * 6
-    if r.padding(o.padding) == "SAME":
-        pairs = [same_padding(*axis) for axis in zip(size, kernel, strides, dilations, strict=True)]
-        pads = [before for before, _ in pairs] + [after for _, after in pairs]
+    pads = explicit_pads(r.padding(o.padding), size, kernel, strides, dilations)
     name = r.emit(
         "Conv",
         [r.real(x, NDHWC_TO_NCDHW), r.weights(w, _KERNEL), *r.bias(b, x, w)],
@@ -41,23 +37,15 @@ def _read_transposed(r: Reader, op: Operation) -> None:
     w, x, b = (*op.inputs[1:], -1)[:3]
     kernel, strides = r.shape(w)[:3], [o.strideD, o.strideH, o.strideW]
     dilations = [o.dilationDFactor, o.dilationHFactor, o.dilationWFactor]
-    if min(*strides, *dilations) < 1:
-        raise ValueError(f"strides {strides}, dilations {dilations}")
-    begins, ends, extra = [], [], []
-    sizes = zip(r.shape(x)[1:4], kernel, strides, dilations, r.shape(op.outputs[0])[1:4], strict=True)
-    for n, k, s, d, target in sizes:
-        total = (n - 1) * s + (k - 1) * d + 1 - target
-        begin = max(total, 0) // 2 if r.padding(o.padding) == "SAME" else 0
-        begins.append(begin)
-        ends.append(max(total - begin, 0))
-        extra.append(max(begin - total, 0))
+    size, target = r.shape(x)[1:4], r.shape(op.outputs[0])[1:4]
+    pads, extra = transposed_pads(r.padding(o.padding), size, kernel, strides, dilations, target)
     name = r.emit(
         "ConvTranspose",
         [r.real(x, NDHWC_TO_NCDHW), r.weights(w, _KERNEL), *r.bias(b, x, w)],
         kernel_shape=list(kernel),
         strides=strides,
         dilations=dilations,
-        pads=[*begins, *ends],
+        pads=pads,
         output_padding=extra,
     )
     r.give(op.outputs[0], r.activate(name, o.fusedActivationFunction), NDHWC_TO_NCDHW)
