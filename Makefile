@@ -11,7 +11,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 RUN_EXTRAS  := tflite,openvino
 TEST_EXTRAS := dev
-ALL_EXTRAS  := dev,keras,fuzz
+ALL_EXTRAS  := dev,keras,iree,executorch,fuzz
 
 .PHONY: run test test-all lint bench fuzz clean system-run system-test help
 

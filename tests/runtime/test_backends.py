@@ -23,10 +23,13 @@ from dlas.runtime.backend import backend_for, backends
 from dlas.testing import models
 from dlas.testing.backends import BackendSuite, sqnr_db
 
+SLOW = {"executorch", "iree"}  # their compilers take seconds for the smallest network
+
 # Every registered back end with its defaults; a new one is tested without a line here.
 for _name in backends.names():
     _suite = "Test" + _name.title().replace("-", "")
-    globals()[_suite] = type(_suite, (BackendSuite,), {"backend": _name})
+    _made = type(_suite, (BackendSuite,), {"backend": _name})
+    globals()[_suite] = pytest.mark.slow(_made) if _name in SLOW else _made
 
 
 class TestOnnxruntimeDisabled(BackendSuite):
@@ -39,6 +42,11 @@ class TestLitertBuiltin(BackendSuite):
 
 class TestLitertReference(BackendSuite):
     backend = "litert:kernels=reference"
+
+
+@pytest.mark.slow
+class TestIreeLowered(BackendSuite):
+    backend = "iree:opt=O0"
 
 
 @pytest.mark.slow
@@ -231,6 +239,8 @@ def test_an_unusable_target_is_refused(name):
         "tvm:opt=O9",
         "torch:mode=jit",
         "openvino:precision=f8",
+        "iree:opt=O9",
+        "executorch:delegate=qnn",
     ],
 )
 def test_option_values_are_checked(choice):
@@ -270,4 +280,24 @@ def test_a_back_end_that_chooses_its_instructions_is_not_measured_under_another_
     model = models.residual()
     with pytest.raises(UnsupportedError, match="cannot be held to x86-64-v2"):
         backend_for("onnxruntime").compile(model, "host:isa=x86-64-v2")
-    assert backend_for("tvm").refusal(model, target_for("host:isa=x86-64-v2")) == ""
+    for name in ("tvm", "iree"):
+        if not backends.get(name).missing():
+            assert backend_for(name).refusal(model, target_for("host:isa=x86-64-v2")) == ""
+
+
+@needs["iree"]
+def test_iree_runs_code_of_a_lower_instruction_set_and_at_every_level():
+    inputs = {"image": models.images()}
+    with Reference(models.residual(), level="disable") as reference:
+        wanted = reference.run(inputs)["logits"]
+    for level, isa in (("O1", "x86-64-v2"), ("O3", "native")):
+        with backend_for(f"iree:opt={level}").compile(models.residual(), f"host:isa={isa}") as loaded:
+            assert sqnr_db(wanted, loaded.run(inputs)["logits"]) > 100
+
+
+@needs["iree"]
+def test_iree_names_what_it_cannot_import():
+    graph = models.residual().editable()
+    next(n for n in graph.graph if n.op_type == "MaxPool").op_type = "StringNormalizer"
+    with pytest.raises(UnsupportedError, match=r"IREE refuses this network: .*StringNormalizer"):
+        backend_for("iree").compile(Model(graph, "odd"))
