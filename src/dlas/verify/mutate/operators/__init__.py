@@ -1,0 +1,1 @@
+"""Mutations, one file each, by what they change."""

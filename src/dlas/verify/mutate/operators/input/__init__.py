@@ -1,0 +1,1 @@
+"""Faults in how a network is fed."""

@@ -1,0 +1,1 @@
+"""Faults in scales, zero points and ranges of quantised networks."""

@@ -1,0 +1,1 @@
+"""Faults in what is computed: operators, their order and how they are wired."""
