@@ -22,6 +22,7 @@ from dlas.cli import (
     profile,
     report,
     run,
+    serve,
     study,
 )
 from dlas.core.errors import DlasError
@@ -39,7 +40,21 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for _module in (run, listing, info, doctor, data, compress, convert, compare, bench, profile, study, report):
+for _module in (
+    run,
+    listing,
+    info,
+    doctor,
+    data,
+    compress,
+    convert,
+    compare,
+    bench,
+    profile,
+    study,
+    report,
+    serve,
+):
     _module.add_to(app)
 
 

@@ -77,6 +77,23 @@ def folder_lock(folder: Path, *, shared: bool, wait: bool = True) -> Iterator[bo
         os.close(handle)
 
 
+def is_held(path: Path) -> bool:
+    """Whether somebody holds the lock file ``path``; no file is made, and nobody is made to wait.
+
+    Who tries to acquire it without waiting in this very instant may find it taken.
+    """
+    try:
+        handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError:  # gone, as its holder is, or not ours to see
+        return False
+    try:
+        return not _lock(handle, fcntl.LOCK_SH, False, path)
+    except (OSError, StorageError):
+        return False
+    finally:
+        os.close(handle)
+
+
 def _lock(handle: int, kind: int, wait: bool, path: Path) -> bool:
     try:
         fcntl.flock(handle, kind | (0 if wait else fcntl.LOCK_NB))

@@ -13,7 +13,7 @@ from typing import Protocol
 
 from dlas.core.errors import DlasError
 from dlas.core.files import explain_write
-from dlas.core.locks import acquire, folder_lock, release
+from dlas.core.locks import acquire, folder_lock, is_held, release
 
 
 class Claims(Protocol):
@@ -105,3 +105,8 @@ def claims_in(study: Path, *, alone: bool = False) -> Iterator[FolderClaims]:
                 # The last one out takes the folder along; others still have files in it.
                 with contextlib.suppress(OSError):
                     folder.rmdir()
+
+
+def claimed(study: Path) -> frozenset[str]:
+    """Keys of the points that living processes are trying in the study in folder ``study``; for onlookers."""
+    return frozenset(path.stem for path in (study / ".claims").glob("*.lock") if is_held(path))

@@ -12,6 +12,7 @@ import json
 import sqlite3
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -67,6 +68,19 @@ class Storage(Protocol):
     def close(self) -> None:
         """Give back what is held."""
         ...
+
+
+@dataclass(frozen=True)
+class Stamp:
+    """When a study was changed last, and what differs after every change.
+
+    Attributes:
+        changed: Seconds since 1970.
+        token: Another text after every write.
+    """
+
+    changed: float
+    token: str
 
 
 class SqliteStorage:
@@ -213,6 +227,20 @@ class SqliteStorage:
     def studies(self) -> list[str]:
         """Names, newest first; see Storage."""
         return [str(r["name"]) for r in self._rows("SELECT name FROM studies ORDER BY changed DESC")]
+
+    def stamp(self, study: str) -> Stamp:
+        """When a study was changed last; raises DlasError when there is no such study."""
+        rows = self._rows(
+            "SELECT changed, (SELECT COUNT(*) || ' ' || TOTAL(finished) || ' ' || MAX(finished) FROM points"
+            " WHERE study = name) AS token, (SELECT MAX(finished) FROM points WHERE study = name) AS finished"
+            " FROM studies WHERE name = ?",
+            study,
+        )
+        if not rows:
+            raise DlasError(f"{self.path} holds no study {study!r}", "it was removed meanwhile")
+        with self._understood():
+            changed = max(float(rows[0]["changed"]), float(rows[0]["finished"] or 0.0))
+            return Stamp(changed, f"{rows[0]['changed']!r} {rows[0]['token']}")
 
     def put_changes(self, study: str, pipeline: str, changes: list[dict[str, Any]]) -> None:
         """Store what one pipeline changed; see Storage."""
