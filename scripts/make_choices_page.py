@@ -63,7 +63,7 @@ def _member(family: str, name: str, member: Any) -> str:
                 f"`{option}`",
                 f"`{_spelled(facts['default'])}`",
                 _accepted(facts),
-                facts.get("help", ""),
+                facts.get("help", "") + (f" (for {facts['use']})" if "use" in facts else ""),
             )
             lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
         lines.append("")

@@ -204,18 +204,23 @@ def compare(
         paths: Back ends (``tvm:opt=O3``) to run each target on as well.
         rows: Rows to use at most.
         layers: Also compare intermediate tensors by name.
-        architecture: For bare checkpoints.
+        architecture: For the bare checkpoints among them.
         tell: Receives one line per step.
     """
-    from dlas.graph.format import save_model
+    from dlas.graph.format import save_model, takes
     from dlas.graph.model import Model
     from dlas.verify.compare import Subject, compare_files
 
+    bare = [
+        g for g in (source, *targets) if not isinstance(g, Model) and takes(model_path(g), "architecture")
+    ]
+    if architecture and not bare:
+        raise OptionError("architecture", architecture, "none, as no file here is a bare checkpoint")
     with scratch_folder() as folder:
 
         def subject(given: Any) -> Subject:
             if not isinstance(given, Model):
-                return Subject.open(model_path(given), architecture)
+                return Subject.open(model_path(given), architecture if given in bare else "")
             path = folder / f"{given.renamed(given.name).name}-{given.hash[:8]}.onnx"
             save_model(given, path)
             return Subject(path, given)
@@ -282,10 +287,14 @@ def report(result: StudyResult, path: str | Path) -> Path:
 
 
 def dataset(data: Any, split: str = "") -> Dataset | None:
-    """A data set by path or name; None and Datasets pass through."""
+    """A data set by path or name; None and Datasets pass through, and have no split to be named."""
     from dlas.data.dataset import Dataset
     from dlas.data.find import load_dataset
 
+    if split and not (isinstance(data, str | Path) and str(data)):
+        raise OptionError(
+            "split", split, "none without the path or name of a data set", "say which data it is a split of"
+        )
     if isinstance(data, str | Path):
         return load_dataset(data, split=split) if str(data) else None
     if data is not None and not isinstance(data, Dataset):

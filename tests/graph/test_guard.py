@@ -60,7 +60,9 @@ def trap(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         "[dlas.format]\ntrap = trap_plugin:Trap\n"
     )
     monkeypatch.syspath_prepend(str(site))
-    # The registry has looked for plug-ins already; it looks again, and forgets the trap afterwards.
+    # The registry has looked for plug-ins already; it looks again, and forgets the trap afterwards. What it imports
+    # meanwhile would be forgotten with it.
+    formats.members()
     monkeypatch.setattr(formats, "_places", None)
     monkeypatch.setattr(formats, "_members", dict(formats._members))
 

@@ -123,7 +123,7 @@ def opened(path: Path, name: str) -> Case:
         both = [to_real(litert(path, x, reference), model) for reference in (True, False)]
         return Case(model, x, tuple(both), db(*both), kind)
     owner = path.with_suffix(".onnx") if path.suffix == ".net" else path  # its layers, decoded by others
-    (wanted, *_) = answers(str(owner), [x], options(path).get("architecture", ""))
+    (wanted, *_) = answers(str(owner), [x], options(path))
     if path.suffix == ".onnx":
         plain = np.concatenate([predict(model, row[None], level="disable") for row in x])
         return Case(model, x, (wanted, plain), db(wanted, plain), kind)
@@ -260,7 +260,7 @@ def own_accuracy(folder: Path, name: str) -> float:
     """What the file's own runtime reaches on the same rows."""
     source = folder / "models" / name
     x, labels = prepared(folder, name)
-    return accuracy(answers(str(source), [x], *options(source).values())[0], labels, ACCURACY[name][3])
+    return accuracy(answers(str(source), [x], options(source))[0], labels, ACCURACY[name][3])
 
 
 @pytest.mark.slow

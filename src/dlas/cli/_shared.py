@@ -138,13 +138,19 @@ def preprocessing_fields(text: str) -> dict[str, Any]:
 
 
 def dataset(data: str, split: str = "", rows: int = 0) -> Dataset | None:
-    """The data set a user named, or None; fewer rows come as a balanced sample."""
-    if not data:
-        return None
-    from dlas.data.find import load_dataset
+    """The data set a user named, or None; fewer rows come as a balanced sample.
+
+    Raises:
+        OptionError: A split or a number of rows, and no data set to take them from.
+    """
+    from dlas import api
     from dlas.data.splits import sample
 
-    found = load_dataset(data, split=split)
+    found = api.dataset(data, split)
+    if found is None:
+        if rows:
+            raise OptionError("--rows", rows, "none without --data")
+        return None
     if 0 < rows < len(found):
         found = sample(found, rows, seed=0, balanced=found.labels is not None)
     return found

@@ -63,7 +63,8 @@ def compress(
     target = output or Path(f"{model_path(model).stem}-{'-'.join(m.name for m in members)}.onnx")
     if not plan:
         check_target(target, force)
-    network, found = load(model, architecture=architecture), dataset(data, split, rows)
+    found = dataset(data, split, rows)
+    network = load(model, architecture=architecture)
     if found is not None:
         network, note = prepared_for(network, found)
         if note:

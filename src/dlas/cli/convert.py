@@ -33,10 +33,14 @@ def convert(
     split: Split = "",
     architecture: Architecture = "",
     read: Annotated[
-        list[str] | None, typer.Option(help="Option of the source's format, such as signature=serving.")
+        list[str] | None,
+        typer.Option(
+            help="Option for reading the source, such as signature=serving; see `dlas list formats`."
+        ),
     ] = None,
     write: Annotated[
-        list[str] | None, typer.Option(help="Option of the target's format, such as batch=4.")
+        list[str] | None,
+        typer.Option(help="Option for writing the target, such as batch=4; see `dlas list formats`."),
     ] = None,
     check: Annotated[bool, typer.Option("--check/--no-check", help="Compare the two files.")] = True,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing file.")] = False,

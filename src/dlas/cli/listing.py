@@ -74,4 +74,8 @@ def choices() -> list[dict[str, Any]]:
 
 
 def _options(options: dict[str, dict[str, Any]]) -> str:
-    return ", ".join(f"{name}={o['default']}" for name, o in options.items())
+    """Names and defaults, those for one use together: ``max_nodes=10000 (reading); batch=1 (writing)``."""
+    by_use: dict[str, list[str]] = {}
+    for name, o in options.items():
+        by_use.setdefault(o.get("use", ""), []).append(f"{name}={o['default']}")
+    return "; ".join(", ".join(texts) + (f" ({use})" if use else "") for use, texts in by_use.items())

@@ -29,6 +29,7 @@ def option(
     high: float | None = None,
     below: float | None = None,
     choices: tuple[Any, ...] = (),
+    use: str = "",
 ) -> Any:
     """A dataclass field with its accepted range.
 
@@ -39,10 +40,11 @@ def option(
         high: Largest accepted value.
         below: Bound the value must stay strictly under.
         choices: The only accepted values.
+        use: For what it is looked at, where the member does several things (``reading`` or ``writing`` of a format).
     """
     return dataclasses.field(
         default=default,
-        metadata={"help": help, "low": low, "high": high, "below": below, "choices": choices},
+        metadata={"help": help, "low": low, "high": high, "below": below, "choices": choices, "use": use},
     )
 
 
@@ -127,7 +129,7 @@ def describe_options(kind: type) -> dict[str, dict[str, Any]]:
     hints = typing.get_type_hints(kind)
     described = {}
     for f in dataclasses.fields(kind):
-        meta = {k: v for k, v in f.metadata.items() if v not in (None, ())}
+        meta = {k: v for k, v in f.metadata.items() if v not in (None, (), "")}
         described[f.name] = {"type": _type_name(hints[f.name]), "default": f.default, **meta}
     return described
 

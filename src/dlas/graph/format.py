@@ -8,10 +8,10 @@ from __future__ import annotations
 from abc import abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
-from dlas.core.errors import ModelError, UnsupportedError
-from dlas.core.options import Configurable
+from dlas.core.errors import ModelError, OptionError, UnsupportedError
+from dlas.core.options import Configurable, describe_options
 from dlas.core.registry import Registry
 from dlas.graph.model import Model
 from dlas.graph.weights import WeightFile
@@ -74,6 +74,43 @@ class Format(Configurable):
         return None
 
     @classmethod
+    def unread(cls, path: Path) -> frozenset[str]:
+        """Options of the reader that say nothing about this one file, although they do about others of the format."""
+        return frozenset()
+
+    @classmethod
+    def reading(cls, path: Path, **given: Any) -> Self:
+        """The reader of ``path`` with these options.
+
+        Raises:
+            UnknownNameError: The format has no such option.
+            OptionError: A value is not accepted, or reading this file would ignore the option.
+        """
+        return cls._with("reading", path, given, cls.unread(path))
+
+    @classmethod
+    def writing(cls, path: Path, **given: Any) -> Self:
+        """The writer of ``path`` with these options; raises as :meth:`reading`."""
+        return cls._with("writing", path, given, frozenset())
+
+    @classmethod
+    def _with(cls, use: str, path: Path, given: dict[str, Any], idle: frozenset[str]) -> Self:
+        made = cls(**given)
+        own = describe_options(cls.Options)
+        useful = [name for name, o in own.items() if o.get("use", use) == use and name not in idle]
+        for name, value in given.items():
+            if name not in useful:
+                raise OptionError(
+                    f"{path.name}: {name}",
+                    value,
+                    f"options for {use} it, which are " + (", ".join(useful) or "none"),
+                    "this one says nothing about it"
+                    if name in idle
+                    else f"this one is for {own[name]['use']}",
+                )
+        return made
+
+    @classmethod
     def companions(cls, path: Path) -> tuple[Path, ...]:
         """Other files that hold part of the network in ``path``; none where the file is damaged (load says so)."""
         return ()
@@ -103,6 +140,12 @@ def format_for(path: Path) -> type[Format]:
         f"{path.name}: no format has the ending {path.suffix or '(none)'!r}",
         "accepted: " + ", ".join(sorted(known)),
     )
+
+
+def takes(path: Path, option: str) -> bool:
+    """Whether reading ``path`` looks at an option of that name; raises ModelError as :func:`format_for`."""
+    member = format_for(path)
+    return option in describe_options(member.Options) and option not in member.unread(path)
 
 
 def companions(path: Path) -> tuple[Path, ...]:
@@ -161,8 +204,9 @@ def load_model(path: Path, **options: Any) -> Model:
 
     Raises:
         ModelError: The file is missing, empty, or not what its ending says.
+        OptionError: As :meth:`Format.reading`.
     """
-    return identify(path)(**options).load(path)
+    return identify(path).reading(path, **options).load(path)
 
 
 def save_model(model: Model, path: Path, **options: Any) -> Written:
@@ -170,4 +214,4 @@ def save_model(model: Model, path: Path, **options: Any) -> Written:
     member = format_for(path)
     if not member.can_write:
         raise UnsupportedError(f"format {member.name} can be read but not written")
-    return member(**options).save(model, path)
+    return member.writing(path, **options).save(model, path)

@@ -8,7 +8,7 @@ caller gets a Model or one line.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +19,6 @@ from dlas.core.worker import Worker, WorkerFailure
 from dlas.graph.weights import WeightFile
 
 if TYPE_CHECKING:
-    from dlas.graph.format import Format
     from dlas.graph.model import Model
 
 _SECONDS_PER_BYTE = 1 / 20e6  # beside the format's own time: a file of 1 GB gets 50 s more
@@ -38,7 +37,7 @@ def import_model(path: Path, architecture: str = "", **given: Any) -> Model:
         given: Options of the format's reader.
 
     Raises:
-        OptionError: An option has a value that is not accepted.
+        OptionError: An option has a value that is not accepted, or would be ignored.
         UnknownNameError: The format has no such option.
         ModelError: The file is missing, damaged or hostile: its reader crashed or went beyond the limits.
         UnsupportedError: It uses operators that cannot be expressed; all are named.
@@ -67,9 +66,11 @@ def _imported(path: Path, architecture: str, given: Mapping[str, Any], reader: s
         size = _size([path])
         worker.memory_bytes = member.load_memory + _MEMORY_PER_BYTE * size
         options = dict(given)
-        if architecture and _has(member, "architecture"):
+        if architecture:
             options["architecture"] = architecture
-        member(**options)  # a wrong option is the caller's mistake: told before anything is read
+        member.reading(
+            path, **options
+        )  # a wrong option is the caller's mistake: told before anything is read
         limit = member.load_seconds + _SECONDS_PER_BYTE * size
         place = str(path.absolute())
         try:
@@ -130,10 +131,6 @@ def _explained(path: Path, failure: WorkerFailure) -> DlasError:
     what = "took too long" if failure.outcome == Outcome.TIMEOUT else "failed"
     hint = "the file is damaged, made to do harm, or more than this reader was made for; download or export it again"
     return ModelError(f"{path.name}: reading it {what}: {failure.reason}", hint)
-
-
-def _has(member: type[Format], name: str) -> bool:
-    return any(f.name == name for f in fields(member.Options))
 
 
 def _companion_bytes(path: str) -> int:

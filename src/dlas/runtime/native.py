@@ -8,7 +8,7 @@ a worker process.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,9 +41,8 @@ def owner(path: Path) -> str:
 def answers(
     path: str,
     inputs: Sequence[np.ndarray],
-    architecture: str = "",
+    options: Mapping[str, Any] | None = None,
     threads: int = 2,
-    signature: str = "",
 ) -> list[np.ndarray]:
     """All outputs of a model file, in the order of the file.
 
@@ -51,9 +50,9 @@ def answers(
         path: Model file.
         inputs: One array ``(N, ...)`` per input of the file, in its order. Where N is not the same for all, they are
             what one run takes.
-        architecture: For bare checkpoints.
+        options: What its reader was told about the file, such as the architecture of a bare checkpoint or the
+            signature of a SavedModel.
         threads: Threads within an operator.
-        signature: Which function of a SavedModel.
 
     Returns:
         One array per output. Those with a row per sample are ``(N, ...)``; others come as they are where all rows
@@ -64,7 +63,7 @@ def answers(
         ShapeError: The file has another number of inputs.
     """
     runners = {"onnxruntime": _onnx, "litert": _tflite, "torch": _torch, "keras": _keras, OURSELVES: _dlas}
-    runner = runners[owner(Path(path))](path, architecture or signature, threads)
+    runner = runners[owner(Path(path))](path, dict(options or {}), threads)
     if runner.inputs != len(inputs):
         raise ShapeError(f"{Path(path).name} has {runner.inputs} inputs, {len(inputs)} were given")
     if len({len(x) if x.ndim else None for x in inputs}) != 1:
@@ -108,13 +107,15 @@ class _Runner:
     batch: int  # rows per run; 0 where any number will do
 
 
-def _onnx(path: str, architecture: str, threads: int) -> _Runner:
+def _onnx(path: str, options: dict[str, Any], threads: int) -> _Runner:
     import onnxruntime
 
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(_known(path, options), options, providers=["CPUExecutionProvider"])
+    settings = onnxruntime.SessionOptions()
+    settings.intra_op_num_threads = threads
+    settings.log_severity_level = 3
+    session = onnxruntime.InferenceSession(
+        _known(path, settings), settings, providers=["CPUExecutionProvider"]
+    )
     given = session.get_inputs()
     names = [i.name for i in given]
     first = [i.shape[0] for i in given if i.shape]
@@ -125,7 +126,7 @@ def _onnx(path: str, architecture: str, threads: int) -> _Runner:
     )
 
 
-def _known(path: str, options: Any) -> str | bytes:
+def _known(path: str, settings: Any) -> str | bytes:
     """The file, under a version of the format that ONNX Runtime knows: onnx writes newer ones than it reads."""
     import onnx
 
@@ -134,18 +135,18 @@ def _known(path: str, options: Any) -> str | bytes:
         return path
     proto.ir_version = NEWEST_IR
     folder = str(Path(path).absolute().parent)
-    options.add_session_config_entry("session.model_external_initializers_file_folder_path", folder)
+    settings.add_session_config_entry("session.model_external_initializers_file_folder_path", folder)
     return proto.SerializeToString()
 
 
-def _tflite(path: str, architecture: str, threads: int) -> _Runner:
+def _tflite(path: str, options: dict[str, Any], threads: int) -> _Runner:
     interpreter_module = optional_import(
         "ai_edge_litert.interpreter", extra="tflite", needed_for="running a TFLite file"
     )
     if path.lower().endswith((".c", ".cc")):
         from dlas.graph.formats.c_array import flatbuffer
 
-        given_as = {"model_content": flatbuffer(Path(path))}
+        given_as = {"model_content": flatbuffer(Path(path), options.get("array", ""))}
     else:
         given_as = {"model_path": path}
     interpreter = interpreter_module.Interpreter(num_threads=threads, **given_as)
@@ -163,10 +164,10 @@ def _tflite(path: str, architecture: str, threads: int) -> _Runner:
     return _Runner(run, len(given), int(shape[0]) if len(shape) else 0)
 
 
-def _torch(path: str, architecture: str, threads: int) -> _Runner:
+def _torch(path: str, options: dict[str, Any], threads: int) -> _Runner:
     import torch
 
-    model = load_model(Path(path), **({"architecture": architecture} if architecture else {}))
+    model = load_model(Path(path), **options)
     module = model.torch_module
     if module is None:
         raise UnsupportedError(f"{Path(path).name}: no torch module came with it")
@@ -181,9 +182,9 @@ def _torch(path: str, architecture: str, threads: int) -> _Runner:
     return _Runner(run, len(model.inputs), first[0] if first and isinstance(first[0], int) else 0)
 
 
-def _dlas(path: str, architecture: str, threads: int) -> _Runner:
+def _dlas(path: str, options: dict[str, Any], threads: int) -> _Runner:
     # Nobody else can judge: what dlas reads from the file, on the reference engine.
-    model = load_model(Path(path), **({"architecture": architecture} if architecture else {}))
+    model = load_model(Path(path), **options)
     reference = Reference(model, threads=threads)
     names = [spec.name for spec in model.inputs]
     first = model.inputs[0].shape[:1]
@@ -194,13 +195,13 @@ def _dlas(path: str, architecture: str, threads: int) -> _Runner:
     )
 
 
-def _keras(path: str, signature: str, threads: int) -> _Runner:
+def _keras(path: str, options: dict[str, Any], threads: int) -> _Runner:
     # The same static checks and the same loader as the importer's, but no translation.
     tf = tensorflow()
     with contextlib.suppress(RuntimeError):  # it has run something already, and keeps the threads it has
         tf.config.threading.set_intra_op_parallelism_threads(threads)
         tf.config.threading.set_inter_op_parallelism_threads(1)
-    opened = open_network(Path(path), signature)
+    opened = open_network(Path(path), **options)
     answer = tf.function(opened.function, autograph=False, input_signature=list(opened.inputs))
     first = opened.inputs[0].shape[:1]
     return _Runner(

@@ -73,7 +73,7 @@ def convert_file(
     """
     if source.resolve() == target.resolve():
         raise DlasError(f"{source}: source and target are the same file", "name another target")
-    format_for(target)(**(write or {}))  # a wrong option is told before anything is read
+    format_for(target).writing(target, **(write or {}))  # a wrong option is told before anything is read
     tell(f"read {source.name}")
     subject = Subject.open(source, architecture, **(read or {}))
     tell(f"write {target.name}")

@@ -26,17 +26,18 @@ _WITHOUT_DATA = 32  # random rows: enough to see a difference, no measure of acc
 
 @dataclass(frozen=True)
 class Subject:
-    """A network under comparison: where it lies and what dlas reads from it."""
+    """A network under comparison: where it lies, what dlas reads from it, and the options that was read with."""
 
     path: Path
     model: Model
-    architecture: str = ""
     options: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
     def open(cls, path: Path, architecture: str = "", **options: Any) -> Subject:
         """Read a file with the options of its format's reader; raises ModelError when it cannot be."""
-        return cls(path, import_model(path, architecture, **options), architecture, options)
+        if architecture:
+            options["architecture"] = architecture
+        return cls(path, import_model(path, **options), options)
 
 
 def source_rows(
@@ -105,8 +106,7 @@ def native(subject: Subject, inputs: list[np.ndarray], timeout_s: float) -> list
         "dlas.runtime.native:answers",
         str(subject.path),
         inputs,
-        subject.architecture,
-        signature=str(subject.options.get("signature", "")),
+        dict(subject.options),
         timeout_s=timeout_s,
         memory_bytes=_MEMORY,
     )

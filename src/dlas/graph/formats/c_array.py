@@ -40,8 +40,8 @@ class CArrayOptions:
         batch: Size that a dynamic first axis is bound to when writing.
     """
 
-    array: str = option("", "name of the array to read, where a source holds several networks")
-    batch: int = option(1, "size of the batch axis in a written file", low=1)
+    array: str = option("", "name of the array to read, where a source holds several networks", use="reading")
+    batch: int = option(1, "size of the batch axis in a written file", low=1, use="writing")
 
 
 @formats.register("c-array")

@@ -48,11 +48,16 @@ class OnnxFormat(Format):
     class Options:
         """Options of the reader and the writer."""
 
-        allow_nan: bool = option(False, "accept weights that are NaN or infinite")
-        max_bytes: int = option(_PROTOBUF_LIMIT, "largest model to read, weights included", low=1)
-        max_nodes: int = option(10_000, "most nodes to read, functions expanded", low=1)
+        allow_nan: bool = option(False, "accept weights that are NaN or infinite", use="reading")
+        max_bytes: int = option(
+            _PROTOBUF_LIMIT, "largest model to read, weights included", low=1, use="reading"
+        )
+        max_nodes: int = option(10_000, "most nodes to read, functions expanded", low=1, use="reading")
         external_above: int = option(
-            _PROTOBUF_LIMIT, "write weights into NAME.onnx.data when they take more bytes than this", low=0
+            _PROTOBUF_LIMIT,
+            "write weights into NAME.onnx.data when they take more bytes than this",
+            low=0,
+            use="writing",
         )
 
     @classmethod

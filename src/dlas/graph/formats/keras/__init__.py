@@ -47,10 +47,12 @@ class Keras(Format):
         """Options of the reader."""
 
         signature: str = option(
-            "", "signature of a SavedModel to read; serving_default, or the only one, if empty"
+            "",
+            "signature of a SavedModel to read; serving_default, or the only one, if empty",
+            use="reading",
         )
-        allow_nan: bool = option(False, "accept weights that are NaN or infinite")
-        max_bytes: int = option(_LIMIT, "largest model to read, weights included", low=1)
+        allow_nan: bool = option(False, "accept weights that are NaN or infinite", use="reading")
+        max_bytes: int = option(_LIMIT, "largest model to read, weights included", low=1, use="reading")
 
     @classmethod
     def recognises(cls, head: bytes) -> bool:
@@ -61,6 +63,11 @@ class Keras(Format):
     def recognises_folder(cls, path: Path) -> bool:
         """A folder with the program of a SavedModel in it."""
         return savedmodel.is_saved_model(path)
+
+    @classmethod
+    def unread(cls, path: Path) -> frozenset[str]:
+        """A file has no signatures."""
+        return frozenset() if path.is_dir() else frozenset({"signature"})
 
     @classmethod
     def companions(cls, path: Path) -> tuple[Path, ...]:

@@ -31,8 +31,10 @@ class TfliteOptions:
         dynamic_batch: When reading, leave the first axis open where the file and its operators allow it.
     """
 
-    batch: int = option(1, "size of the batch axis in a written file", low=1)
-    dynamic_batch: bool = option(True, "leave the batch axis open when reading, where the file allows it")
+    batch: int = option(1, "size of the batch axis in a written file", low=1, use="writing")
+    dynamic_batch: bool = option(
+        True, "leave the batch axis open when reading, where the file allows it", use="reading"
+    )
 
 
 @formats.register("tflite")
