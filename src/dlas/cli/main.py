@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import traceback
@@ -81,7 +82,11 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def run_command(arguments: list[str]) -> int:
-    """Run one command line and return its exit code."""
+    """Run one command line and return its exit code.
+
+    An error is one line on standard error; with ``--json`` standard output gets an object with it as well.
+    """
+    json = "--json" in arguments
     try:
         result = app(arguments, standalone_mode=False)
         if result == _INTERRUPTED:  # typer's word for Ctrl-C
@@ -89,11 +94,11 @@ def run_command(arguments: list[str]) -> int:
         return result if isinstance(result, int) else 0
     except DlasError as error:
         _debug()
-        return _fail(str(error), error.exit_code)
+        return _fail(error.message, error.exit_code, error.hint, json=json)
     except (KeyboardInterrupt, typer.Abort):
-        return _fail("interrupted; the same command goes on where it was", _INTERRUPTED)
+        return _fail("interrupted; the same command goes on where it was", _INTERRUPTED, json=json)
     except _UsageError as error:
-        return _fail(error.format_message().rstrip(".") + "; see --help", 2)
+        return _fail(error.format_message().rstrip(".") + "; see --help", 2, json=json)
     except typer.Exit as stop:
         return stop.exit_code
     except BrokenPipeError:
@@ -103,15 +108,21 @@ def run_command(arguments: list[str]) -> int:
     except Exception as error:
         _debug()
         return _fail(
-            f"internal error: {type(error).__name__}: {error} (this is a defect of dlas; --debug shows where)",
+            f"internal error: {type(error).__name__}: {error}",
             3,
+            "this is a defect of dlas; --debug shows where",
+            json=json,
         )
 
 
-def _fail(text: str, code: int) -> int:
-    from dlas.cli._shared import say
+def _fail(text: str, code: int, hint: str = "", *, json: bool) -> int:
+    from dlas.cli._shared import say, write_json
 
-    say("dlas: " + " ".join(text.split()))
+    text, hint = " ".join(text.split()), " ".join(hint.split())
+    say(f"dlas: {text} ({hint})" if hint else f"dlas: {text}")
+    if json:
+        with contextlib.suppress(BrokenPipeError):
+            write_json({"error": text, "hint": hint, "exit_code": code})
     return code
 
 
