@@ -1,0 +1,355 @@
+"""Walk through the target with the source's values in hand, and stop where it does something else.
+
+Every operator of the target is computed from the *source's* values wherever a tensor is known to correspond (isolated
+replay), so an error is seen where it is made and nowhere downstream. Tensors that correspond to nothing are no
+fault as long as a later one does: fused and rewritten operators have other intermediate results. Where an output of
+the network is not reached that way, the earliest operator with known inputs and an unknown result begins a faulty
+region. Which tensor of the source its result should have been is found by trying: with the right one put in its
+place, the operators behind it agree again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import onnx_ir as ir
+
+from dlas.core.errors import DlasError
+from dlas.verify.localize.alignment import Candidates, Match, Order, orders, relative, squeezed, turned
+from dlas.verify.localize.network import Network, Values
+
+_REACH = 6  # operators from the border of a region to its end, on either side
+_AHEAD = 12  # operators behind a region in which agreement must come back
+_TRIAL_ROWS = 4
+_TRIALS = 80
+_FAULTS = 60  # a target with more is another network
+
+
+@dataclass(frozen=True)
+class Region:
+    """Operators of the target that do something else than the source.
+
+    Attributes:
+        target: Name of the tensor the region ends with, in the target.
+        source: Name of the tensor that it should be, in the source.
+        order: Axes of the source's tensor in the order of the target's.
+        shape: Sizes that the target's tensor should have.
+        target_nodes: Names of the operators of the target between known tensors and ``target``.
+        source_nodes: The source's, likewise; empty where the target does something that the source does not.
+        error: Relative L2 of the result under replay; infinite where it cannot be computed or has another shape.
+    """
+
+    target: str
+    source: str
+    order: Order
+    shape: tuple[int, ...]
+    target_nodes: tuple[str, ...]
+    source_nodes: tuple[str, ...]
+    error: float
+
+
+@dataclass
+class State:
+    """What is known after a walk.
+
+    Attributes:
+        values: Results of the target under replay, ``(rows, ...)``; those of matched tensors are the source's.
+        matches: Tensors of the target that agree with one of the source.
+        failed: Operators of the target that cannot be computed, with the reason.
+    """
+
+    values: dict[str, np.ndarray] = field(default_factory=dict)
+    matches: dict[str, Match] = field(default_factory=dict)
+    failed: dict[str, str] = field(default_factory=dict)
+
+
+class Walk:
+    """Source and target on the same rows.
+
+    Args:
+        source: The network that is right.
+        target: The one in question.
+        source_inputs: ``(rows, ...)`` by name of input.
+        target_inputs: The same samples as the target wants them.
+        tolerance: Relative L2 up to which two tensors are the same.
+        pairs: Names of the source's outputs by those of the target's.
+    """
+
+    def __init__(
+        self,
+        source: Network,
+        target: Network,
+        source_inputs: Values,
+        target_inputs: Values,
+        tolerance: float,
+        pairs: Mapping[str, str],
+    ) -> None:
+        self.source, self.target = source, target
+        self.tolerance, self.pairs = tolerance, dict(pairs)
+        self.source_inputs, self.target_inputs = dict(source_inputs), dict(target_inputs)
+        self.known = Candidates(self._source_values())
+        self._below: dict[str, set[str]] = {}
+
+    def _source_values(self) -> Iterator[tuple[str, np.ndarray]]:
+        yield from self.source_inputs.items()
+        for _, found in self.source.trace(self.source_inputs):
+            yield from found.items()
+
+    def follow(self, forced: Mapping[str, tuple[Match, np.ndarray]]) -> State:
+        """Compute the whole target; ``forced`` gives tensors their correspondence and value where they have none."""
+        state = State(dict(self.target_inputs))
+        for name, values in self.target_inputs.items():
+            match = self.known.find(name, values, self.tolerance)
+            if match is not None:
+                state.matches[name] = match
+        after = 0
+        for node in self.target.steps:
+            after = self._step(node, state, forced, after)
+        return state
+
+    def _step(
+        self, node: ir.Node, state: State, forced: Mapping[str, tuple[Match, np.ndarray]], after: int
+    ) -> int:
+        found = self._results(node, state)
+        for name in (str(o.name) for o in node.outputs if o.name):
+            if name in forced:
+                match, values = forced[name]
+                state.values[name], state.matches[name] = values, match
+                continue
+            if name not in found:
+                continue
+            match = self.known.find(name, found[name], self.tolerance, after, self.pairs.get(name, name))
+            if match is None:
+                state.values[name] = found[name]
+                continue
+            state.matches[name] = match
+            after = max(after, self.known.place(match.source))
+            right = self.known.values[match.source]
+            state.values[name] = turned(right, match.order, found[name].shape[1:]).astype(found[name].dtype)
+        return after
+
+    def _results(self, node: ir.Node, state: State) -> dict[str, np.ndarray]:
+        if any(name not in state.values for name in self.target.fed(node)):
+            state.failed[str(node.name)] = "an operator before it failed"
+            return {}
+        try:
+            return self.target.run(node, state.values)
+        except DlasError as error:
+            state.failed[str(node.name)] = str(error)
+            return {}
+
+    def healthy(self, state: State, output: str) -> bool:
+        """Whether an output of the target agrees with its counterpart."""
+        match = state.matches.get(output)
+        wanted = self.pairs.get(output)
+        if wanted is None:
+            return True
+        if match is not None and match.source == wanted:
+            return True
+        if output not in state.values or wanted not in self.known.values:
+            return False
+        # Another tensor of the source may hold the same values.
+        return self.known.fit(output, wanted, squeezed(state.values[output]), self.tolerance) is not None
+
+    def regions(self) -> tuple[list[Region], State]:
+        """All faulty regions, in the order of execution, and the state with every one of them put right."""
+        forced: dict[str, tuple[Match, np.ndarray]] = {}
+        found: list[Region] = []
+        while True:
+            state = self.follow(forced)
+            bad = [o for o in self.target.outputs if not self.healthy(state, o) and o not in forced]
+            if not bad or len(found) >= _FAULTS:
+                order = {name: i for i, name in enumerate(n.name for n in self.target.steps)}
+                found.sort(key=lambda r: order.get(r.target_nodes[-1], -1) if r.target_nodes else -1)
+                return found, state
+            region, match, values = self._region(state, bad)
+            forced[region.target] = (match, values)
+            found.append(region)
+
+    def _region(self, state: State, bad: list[str]) -> tuple[Region, Match, np.ndarray]:
+        unknown = self._unknown(state, bad)
+        first = next(
+            node
+            for node in self.target.steps
+            if any(o.name in unknown for o in node.outputs)
+            and all(n in state.matches or n in self.target_inputs for n in self.target.fed(node))
+        )
+        for u, s in self._pairs(first, unknown, state):
+            for match, values in self._placements(u, s, state):
+                if self._agrees_behind(u, match, values, state):
+                    return self._described(u, match, values, state)
+        output = bad[0]
+        match, values = next(self._placements(output, self.pairs[output], state))
+        return self._described(output, match, values, state)
+
+    def _unknown(self, state: State, outputs: list[str]) -> set[str]:
+        """Tensors without counterpart that ``outputs`` depend on through others of the kind."""
+        found, left = set[str](), list(outputs)
+        while left:
+            name = left.pop()
+            if name in found or (name in state.matches and name not in outputs):
+                continue
+            found.add(name)
+            maker = self.target.maker(name)
+            left += self.target.fed(maker) if maker is not None else []
+        return found
+
+    def _pairs(self, first: ir.Node, unknown: set[str], state: State) -> list[tuple[str, str]]:
+        """Tensors that may end the region, with what they may have to be: the smallest regions first."""
+        ends = _forward(self.target, [str(o.name) for o in first.outputs if o.name in unknown], unknown)
+        begins = [state.matches[n].source for n in self.target.fed(first) if n in state.matches]
+        wanted = _forward(self.source, begins or list(self.source.inputs), None)
+        done = {m.source for m in state.matches.values()}
+        ranked: list[tuple[float, str, str]] = []
+        for u, steps in ends.items():
+            maker = self.target.maker(u)
+            for s, others in wanted.items():
+                if s not in self.known.values or (s in done and others > 0):
+                    continue
+                producer = self.source.maker(s)
+                same = maker is not None and producer is not None and maker.op_type == producer.op_type
+                final = self.pairs.get(u) == s
+                # An operator that should not be there comes before a pair of unlike ones.
+                rank = steps + others - (0.6 if same else 0.0) - (0.3 if final else 0.0)
+                ranked.append((rank, u, s))
+        ranked.sort(key=lambda r: r[0])
+        return [(u, s) for _, u, s in ranked[:_TRIALS]]
+
+    def _placements(self, u: str, s: str, state: State) -> Iterator[tuple[Match, np.ndarray]]:
+        """Ways to lay the source's tensor ``s`` out as ``u``; the ones nearest to what the target has come first."""
+        right = self.known.values[s]
+        small = squeezed(right)
+        present = state.values.get(u)
+        if present is not None and present.ndim > 1 and np.issubdtype(present.dtype, np.floating):
+            mine = squeezed(present)
+            ways = list(orders(small.shape[1:], mine.shape[1:]))
+            usual = self._usual(u, state, small.ndim - 1)
+            scored = sorted(
+                (
+                    (relative(small[:_TRIAL_ROWS].transpose(0, *(a + 1 for a in w)), mine[:_TRIAL_ROWS]), w)
+                    for w in ways
+                ),
+                key=lambda e: (e[1] != usual, e[0]),
+            )
+            for _, way in scored[:6]:
+                values = turned(right, way, present.shape[1:]).astype(present.dtype)
+                error = relative(values, present)
+                yield Match(u, s, way, error), values
+            if ways:
+                return
+        identity = self._usual(u, state, small.ndim - 1) or tuple(range(small.ndim - 1))
+        shape = tuple(right.shape[1:])
+        if identity != tuple(range(len(identity))) and len(identity) == len(shape) - 1 and shape[0] == 1:
+            shape = (1, *(shape[1:][a] for a in identity))
+        yield Match(u, s, identity, float("inf")), turned(right, identity, shape)
+
+    def _usual(self, u: str, state: State, rank: int) -> Order | None:
+        """The order of axes that the nearest tensor before ``u`` with as many axes has."""
+        maker = self.target.maker(u)
+        left = list(self.target.fed(maker)) if maker is not None else []
+        seen = set[str]()
+        while left:
+            name = left.pop(0)
+            if name in seen:
+                continue
+            seen.add(name)
+            match = state.matches.get(name)
+            if match is not None and len(match.order) == rank and not match.ambiguous:
+                return match.order
+            before = self.target.maker(name)
+            if before is not None and len(seen) < 20:
+                left += self.target.fed(before)
+        return None
+
+    def _agrees_behind(self, u: str, match: Match, values: np.ndarray, state: State) -> bool:
+        """Whether the operators behind ``u`` agree with those behind the source's tensor once it is put right."""
+        if u in self.target.outputs and self.pairs.get(u) == match.source:
+            return True
+        rows = slice(0, _TRIAL_ROWS)
+        below = self._descendants(match.source)
+        known: dict[str, np.ndarray] = {u: values[rows]}
+        changed, looked = {u}, 0
+        for node in self.target.steps[self.target.position[u] + 1 :]:
+            fed = self.target.fed(node)
+            if not changed & set(fed):
+                continue
+            looked += 1
+            if looked > _AHEAD:
+                return False
+            given = {n: known[n] if n in known else state.values[n][rows] for n in fed if n in known or n in state.values}
+            if len(given) < len(fed):
+                continue
+            try:
+                found = self.target.run(node, given)
+            except DlasError:
+                continue
+            for name, result in found.items():
+                other = self._match_few(name, result, below)
+                if other:
+                    return True
+                known[name] = result
+                changed.add(name)
+        return False
+
+    def _match_few(self, name: str, result: np.ndarray, below: set[str]) -> bool:
+        if not np.issubdtype(result.dtype, np.floating) or not np.isfinite(result).all():
+            return False
+        small = squeezed(result)
+        for other in self.known.of_shape(small.shape[1:]):
+            if other not in below:
+                continue
+            wanted = squeezed(self.known.values[other][: len(small)])
+            if not wanted.any():
+                continue
+            for way in orders(wanted.shape[1:], small.shape[1:]):
+                if relative(wanted.transpose(0, *(a + 1 for a in way)), small) <= self.tolerance:
+                    return True
+        return False
+
+    def _descendants(self, tensor: str) -> set[str]:
+        if tensor not in self._below:
+            found, left = set[str](), [tensor]
+            while left:
+                for node in self.source.readers(left.pop()):
+                    fresh = {str(o.name) for o in node.outputs if o.name} - found
+                    found |= fresh
+                    left += fresh
+            self._below[tensor] = found
+        return self._below[tensor]
+
+    def _described(
+        self, u: str, match: Match, values: np.ndarray, state: State
+    ) -> tuple[Region, Match, np.ndarray]:
+        ours = self.target.between([u], {**state.matches, **dict.fromkeys(self.target_inputs)}.keys() - {u})
+        done = {m.source for m in state.matches.values()} | set(self.source_inputs)
+        theirs = self.source.between([match.source], done)
+        present = state.values.get(u)
+        fits = present is not None and present.shape == values.shape
+        region = Region(
+            u,
+            match.source,
+            match.order,
+            tuple(values.shape[1:]),
+            tuple(str(n.name) for n in ours),
+            tuple(str(n.name) for n in theirs),
+            relative(values, present) if fits and present is not None else float("inf"),
+        )
+        return region, match, values
+
+
+def _forward(network: Network, start: list[str], within: set[str] | None) -> dict[str, int]:
+    """Tensors reached from ``start`` (at 0) with the number of operators in between, up to a fixed reach."""
+    steps = dict.fromkeys(start, 0)
+    left = list(start)
+    while left:
+        name = left.pop(0)
+        if steps[name] >= _REACH:
+            continue
+        for node in network.readers(name):
+            for output in (str(o.name) for o in node.outputs if o.name):
+                if output not in steps and (within is None or output in within):
+                    steps[output] = steps[name] + 1
+                    left.append(output)
+    return steps

@@ -1,0 +1,1 @@
+"""Put a converted network right, one proven change at a time."""
