@@ -1,0 +1,92 @@
+"""The side of a worker: one network, one set of rows, and optimisers tried on it one call after the other."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from dlas.core.options import Choice
+from dlas.verify.passes.tool import InvalidResult, PassTool, pass_tools
+
+_held: dict[str, Any] = {}
+
+
+def begin(module: str, model: bytes, rows: dict[str, np.ndarray]) -> dict[str, Any]:
+    """Hold a network and its rows; ``module`` is imported first, so that it can enter a tool.
+
+    Returns:
+        ``inputs``, ``outputs`` and ``arrays`` as :func:`attempt`; ``optimised`` is ``arrays`` by other kernels.
+    """
+    import onnx
+
+    from dlas.verify.passes.tool import by_onnxruntime
+
+    importlib.import_module(module)
+    proto = onnx.ModelProto.FromString(model)
+    try:
+        onnx.checker.check_model(proto)
+        standard = True
+    except Exception:  # then it says nothing about a pass that the result does not conform either
+        standard = False
+    _held.clear()
+    _held.update(model=model, rows=dict(rows), standard=standard, seen=set())
+    found = by_onnxruntime(model, dict(rows))
+    optimised = by_onnxruntime(model, dict(rows), optimise=True)
+    return {
+        "inputs": list(found.inputs),
+        "outputs": list(found.outputs),
+        "arrays": found.arrays,
+        "optimised": optimised.arrays,
+    }
+
+
+def listing(choice: str) -> dict[str, list[str]]:
+    """Names of the passes of a tool, ``all`` of them and those of its ``bundle``."""
+    tool = _tool(choice)
+    return {"all": tool.passes(_held["model"]), "bundle": tool.bundle(_held["model"])}
+
+
+def attempt(choice: str, passes: Sequence[str] | None) -> dict[str, Any]:
+    """Run a tool and what it made.
+
+    Returns:
+        ``hash`` and ``bytes`` of the result, and either ``invalid`` (why) or ``inputs``, ``outputs`` and ``arrays``.
+        A result whose hash was seen before has ``seen`` instead: it is not run again.
+    """
+    tool = _tool(choice)
+    result = tool.run(_held["model"], passes)
+    digest = hashlib.sha256(result).hexdigest()
+    found: dict[str, Any] = {"hash": digest, "bytes": len(result)}
+    if digest in _held["seen"]:
+        return {**found, "seen": True}
+    try:
+        if _held["standard"]:
+            _conforms(tool, result)
+        answers = tool.answers(result, _held["rows"])
+    except InvalidResult as error:
+        _held["seen"].add(digest)
+        return {**found, "invalid": error.message}
+    _held["seen"].add(digest)
+    return {
+        **found,
+        "inputs": list(answers.inputs),
+        "outputs": list(answers.outputs),
+        "arrays": answers.arrays,
+    }
+
+
+def _conforms(tool: PassTool, result: bytes) -> None:
+    try:
+        tool.check(result)
+    except Exception as error:
+        text = " ".join(str(error).split())
+        raise InvalidResult(f"the ONNX checker refuses it: {text[:200]}") from error
+
+
+def _tool(choice: str) -> PassTool:
+    parsed = Choice.parse(choice)
+    return pass_tools.get(parsed.name)(**parsed.as_dict())

@@ -1,0 +1,1 @@
+"""One optimiser per module; ``dlas.verify.passes.tool`` says what it must do."""
