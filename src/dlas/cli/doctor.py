@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from dlas.cli._shared import Json, size_text, write_json, write_table
+from dlas.cli._shared import Json, say, size_text, write_json, write_table
 
 
 def add_to(app: typer.Typer) -> None:
@@ -17,8 +17,19 @@ def add_to(app: typer.Typer) -> None:
 def doctor(
     json: Json = False,
     quick: Annotated[bool, typer.Option("--quick", help="Only look; do not try the back ends.")] = False,
+    make_env: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--make-env",
+            metavar="NAME",
+            help="Build the side environment of a converter; nothing else is done.",
+        ),
+    ] = None,
 ) -> None:
-    """Machine, libraries, and whether each back end really runs a small network here."""
+    """Machine, libraries, side environments, and whether each back end really runs a small network here."""
+    if make_env:
+        make_environments(make_env, json)
+        return
     from dlas.core.cache import Cache
     from dlas.core.environment import fingerprint
     from dlas.core.paths import data_root
@@ -29,6 +40,7 @@ def doctor(
         "machine": machine,
         "cache": {"folder": str(cache.root), "bytes": cache.size()},
         "data": str(data_root() or ""),
+        "environments": environments(),
         "backends": [] if quick else try_backends(),
     }
     if json:
@@ -45,10 +57,51 @@ def doctor(
         ("DLAS_DATA", found["data"] or "not set"),
     ]
     write_table(("", ""), rows)
+    columns = ("side environment", "state", "size", "what it is for", "versions")
+    write_table(columns, [_environment_cells(e) for e in found["environments"]])
     if not quick:
         columns = ("back end", "state", "difference from the reference", "needs")
         cells = [(b["name"], b["state"], b["difference"], b["reason"]) for b in found["backends"]]
         write_table(columns, cells)
+
+
+def make_environments(names: list[str], json: bool) -> None:
+    """Build side environments by name, one after the other; all names are looked up first."""
+    from dlas.runtime.converter import side_environment
+
+    wanted = [side_environment(name) for name in names]
+    for environment in wanted:
+        environment.build(tell=lambda text: say(f"  {text}"))
+    if json:
+        write_json([e for e in environments() if e["name"] in names])
+        return
+    for environment in wanted:
+        say(f"built {environment.name} in {environment.folder} ({size_text(environment.size())})")
+
+
+def environments() -> list[dict[str, Any]]:
+    """Every side environment: what it is for, whether it is built, where and how large."""
+    from dlas.runtime.converter import side_environments
+
+    return [
+        {
+            "name": e.name,
+            "state": e.state(),
+            "folder": str(e.folder),
+            "bytes": e.size(),
+            "summary": e.summary,
+            "versions": dict(e.pins),
+        }
+        for e in side_environments()
+    ]
+
+
+def _environment_cells(environment: dict[str, Any]) -> tuple[str, ...]:
+    """One line of the table: the versions of what the summary speaks of, not of all packages."""
+    told = ("onnx2tf", "tensorflow", "litert-torch", "torch", "pnnx", "ncnn", "tflite2onnx", "onnx", "numpy")
+    versions = ", ".join(f"{n} {environment['versions'][n]}" for n in told if n in environment["versions"])
+    size = size_text(environment["bytes"]) if environment["bytes"] else ""
+    return environment["name"], environment["state"], size, environment["summary"], versions
 
 
 def try_backends() -> list[dict[str, Any]]:

@@ -246,7 +246,7 @@ class Worker:
         died = not reason and self._is_dead()
         self._end(reason or "it is gone")
         if not reason:
-            reason = _cause_of_death(self._process.returncode) if died else "it closed its connection"
+            reason = cause_of_death(self._process.returncode) if died else "it closed its connection"
             self._ended = reason
         return WorkerFailure(outcome, reason, self.stderr_tail())
 
@@ -296,7 +296,8 @@ def reset_peak() -> bool:
     return True
 
 
-def _cause_of_death(status: int) -> str:
+def cause_of_death(status: int) -> str:
+    """What the return code of a process says, in words (``killed by SIGSEGV (segmentation fault)``)."""
     if status >= 0:
         return f"ended with exit code {status}"
     if -status == signal.SIGKILL:

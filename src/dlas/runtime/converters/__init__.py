@@ -1,0 +1,1 @@
+"""Converters: somebody else's tools, each in a process of its own."""
