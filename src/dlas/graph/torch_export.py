@@ -1,4 +1,8 @@
-"""A ``torch.nn.Module`` into a Model, by way of the ONNX exporter of PyTorch, checked against the module itself."""
+"""A ``torch.nn.Module`` into a Model, checked against the module itself.
+
+Networks of well-known calls are written down by :mod:`dlas.graph.torch_trace`, in a fraction of a second; all others,
+and any that would answer differently, go by way of the ONNX exporter of PyTorch.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +13,7 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import onnx_ir as ir
@@ -23,21 +27,26 @@ if TYPE_CHECKING:
     from torch import nn
 
 TOLERANCE = 1e-3  # of the largest output (or of 1); float32 in another order of summation stays far below
+TRACED_TOLERANCE = 1e-4  # of the largest output; beyond it, PyTorch's exporter is asked
+_TINY = 1e-6  # answers that small are rounding
 _SCOPES = "pkg.torch.onnx.name_scopes"
 _LOGGING = threading.Lock()
+log = logging.getLogger("dlas")
 
 
 @dataclass(frozen=True)
 class Exported:
-    """What PyTorch's exporter made of a module.
+    """What was made of a module.
 
     Attributes:
         graph: The network in ONNX.
         dynamic: Whether its batch is dynamic.
+        traced: Whether it is the work of :mod:`dlas.graph.torch_trace`, which leaves nothing to tidy.
     """
 
     graph: ir.Model
     dynamic: bool
+    traced: bool = False
 
 
 Exporter = Callable[["nn.Module", "tuple[torch.Tensor, ...]", bool], Exported]
@@ -46,8 +55,17 @@ Exporter = Callable[["nn.Module", "tuple[torch.Tensor, ...]", bool], Exported]
 
 def export(module: nn.Module, examples: tuple[torch.Tensor, ...], fixed_batch: bool) -> Exported:
     """The graph of a module, tidied; an :data:`Exporter`."""
-    raw = export_raw(module, examples, fixed_batch)
-    return Exported(tidied(raw.graph), raw.dynamic)
+    return finished(export_raw(module, examples, fixed_batch))
+
+
+def export_slowly(module: nn.Module, examples: tuple[torch.Tensor, ...], fixed_batch: bool) -> Exported:
+    """As :func:`export`, by PyTorch's exporter in any case; an :data:`Exporter`."""
+    return finished(_by_pytorch(module, examples, fixed_batch))
+
+
+def finished(raw: Exported) -> Exported:
+    """The same with a graph that is tidy."""
+    return raw if raw.traced else Exported(tidied(raw.graph), raw.dynamic)
 
 
 def from_module(
@@ -88,15 +106,21 @@ def from_module(
     with contextlib.suppress(NotImplementedError):  # an exported program has no modes
         module.eval()
     examples = _examples(example, fixed_batch)
+    fields: dict[str, Any] = {
+        "name": name,
+        "preprocessing": preprocessing,
+        "source": {"framework": f"torch {torch.__version__}", **(source or {})},
+        "torch_module": module,
+    }
     exported = exporter(module, examples, fixed_batch)
-    model = Model(
-        exported.graph,
-        name,
-        preprocessing=preprocessing,
-        source={"framework": f"torch {torch.__version__}", **(source or {})},
-        torch_module=module,
-    )
-    error = _largest_difference(module, model, examples)
+    try:
+        model, error = _checked(module, examples, exported, fields)
+    except ModelError as failure:
+        if not exported.traced or exporter is not export:
+            raise
+        log.debug("%s: the traced graph is given up: %s", name, failure)
+        exported = export_slowly(module, examples, fixed_batch)
+        model, error = _checked(module, examples, exported, fields)
     notes = (f"largest difference from torch on random input: {error:.2g}",)
     if not exported.dynamic and not fixed_batch:
         notes += ("the batch is fixed: torch.export could not make it dynamic",)
@@ -123,12 +147,23 @@ def _examples(example: Any, fixed_batch: bool) -> tuple[torch.Tensor, ...]:
 
 
 def export_raw(module: nn.Module, examples: tuple[torch.Tensor, ...], fixed_batch: bool) -> Exported:
-    """What PyTorch's exporter gives, with weights of its own.
+    """The graph as it is written, with weights of its own: traced where that can be done, else by PyTorch's exporter.
 
     Raises:
         UnsupportedError: PyTorch cannot export the network.
         ModelError: The network fails on its own example.
     """
+    from dlas.graph.torch_trace.trace import NotTracedError, trace
+
+    try:
+        return Exported(trace(module, examples, fixed_batch), not fixed_batch, traced=True)
+    except NotTracedError as reason:
+        log.debug("exported by PyTorch: %s", first_line(reason))
+        return _by_pytorch(module, examples, fixed_batch)
+
+
+def _by_pytorch(module: nn.Module, examples: tuple[torch.Tensor, ...], fixed_batch: bool) -> Exported:
+    """What PyTorch's exporter gives; raises as :func:`export_raw`."""
     import torch
 
     with torch.no_grad():
@@ -273,7 +308,27 @@ def tidied(raw: ir.Model) -> ir.Model:
     return graph
 
 
-def _largest_difference(module: nn.Module, model: Model, examples: tuple[torch.Tensor, ...]) -> float:
+def _checked(
+    module: nn.Module, examples: tuple[torch.Tensor, ...], exported: Exported, fields: Mapping[str, Any]
+) -> tuple[Model, float]:
+    """The graph as a Model, and by how much it differs from the module; a traced one is tried with another batch.
+
+    Raises:
+        ModelError: By too much, or the network itself answers with numbers that are not finite.
+    """
+    import torch
+
+    model = Model(exported.graph, **fields)
+    if exported.traced and exported.dynamic:
+        examples = tuple(torch.cat([e, e[:1]]) for e in examples)
+    limit, floor = (TRACED_TOLERANCE, _TINY) if exported.traced else (TOLERANCE, 1.0)
+    return model, _largest_difference(module, model, examples, limit, floor)
+
+
+def _largest_difference(
+    module: nn.Module, model: Model, examples: tuple[torch.Tensor, ...], limit: float, floor: float
+) -> float:
+    """The largest difference on random input, accepted up to ``limit`` of the largest answer (``floor`` at least)."""
     import onnxruntime
     import torch
 
@@ -283,7 +338,7 @@ def _largest_difference(module: nn.Module, model: Model, examples: tuple[torch.T
         for e in examples
     ]
     with torch.no_grad():
-        answer = module(*inputs)
+        answer = module(*[i.clone() for i in inputs])  # it may work in place
     expected = [o.numpy() for o in (answer if isinstance(answer, tuple | list) else (answer,))]
     settings = onnxruntime.SessionOptions()
     settings.intra_op_num_threads = 1
@@ -291,14 +346,19 @@ def _largest_difference(module: nn.Module, model: Model, examples: tuple[torch.T
     session = onnxruntime.InferenceSession(model.to_bytes(), settings, providers=["CPUExecutionProvider"])
     feeds = {spec.name: tensor.numpy() for spec, tensor in zip(model.inputs, inputs, strict=True)}
     largest = 0.0
-    for spec, want, got in zip(model.outputs, expected, session.run(None, feeds), strict=True):
+    found = [np.asarray(got, np.float64) for got in cast("list[np.ndarray]", session.run(None, feeds))]
+    for spec, want, got in zip(model.outputs, expected, found, strict=True):
         if not np.isfinite(want).all():
             raise ModelError(f"the network answers NaN or infinity on random input (output {spec.name!r})")
-        error = float(np.max(np.abs(np.asarray(got, np.float64) - want), initial=0.0))
-        if not error <= TOLERANCE * max(1.0, float(np.max(np.abs(want), initial=0.0))):
+        if got.shape != want.shape:
+            raise ModelError(
+                f"the exported network answers with the shape {list(got.shape)} instead of {list(want.shape)}"
+            )
+        error = float(np.max(np.abs(got - want), initial=0.0))
+        if not error <= limit * max(floor, float(np.max(np.abs(want), initial=0.0))):
             raise ModelError(
                 f"the exported network differs from PyTorch by {error:.2g} on output {spec.name!r} "
-                f"(accepted: {TOLERANCE:g} of its range)",
+                f"(accepted: {limit:g} of its range)",
                 "please report the operator that differs: `dlas localize` finds it",
             )
         largest = max(largest, error)

@@ -3,7 +3,8 @@
 PyTorch takes seconds to export a network, and for one architecture with one set of options it always gives the same
 graph, because it traces shapes, not values. So the graph is cached by content, and the weights of a checkpoint are put
 into it by name. That nothing of the weights is left in it (as a folded constant, or because a rule fired on a weight
-that happened to be 1) is not believed but tried once: the graph is tidied again with other weights.
+that happened to be 1) is not believed but tried once: the graph is tidied again with other weights. A traced graph is
+never tidied, and nothing in it is computed from weights.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ import dlas
 from dlas.core.cache import Cache, key_of
 from dlas.core.errors import DlasError
 from dlas.graph.model import OPSET, step_versions
-from dlas.graph.torch_export import Exported, Exporter, export, export_raw, tidied
+from dlas.graph.torch_export import Exported, Exporter, export, export_raw, finished, tidied
 
 if TYPE_CHECKING:
     import torch
@@ -36,7 +37,14 @@ Weights = Mapping[str, np.ndarray]
 _GRAPH, _FACTS = "graph.onnx", "facts.json"
 _LIBRARIES = ("torch", "onnx", "onnx-ir", "onnxscript", "numpy")
 _OURS = "dlas.models."
-_DECIDE = ("models/**/*.py", "graph/torch_export.py", "graph/passes.py", "graph/formats/_torch_skeleton.py")
+_DECIDE = (
+    "models/**/*.py",
+    "graph/torch_export.py",
+    "graph/torch_trace/*.py",
+    "graph/torch_ops/table.py",
+    "graph/passes.py",
+    "graph/formats/_torch_skeleton.py",
+)
 
 
 def remembered(architecture: str) -> Exporter:
@@ -66,7 +74,7 @@ def remembered(architecture: str) -> Exporter:
         if kept is not None:
             return _filled(kept, weights) or export(module, examples, fixed_batch)
         raw = export_raw(module, examples, fixed_batch)
-        exported = Exported(tidied(raw.graph), raw.dynamic)
+        exported = finished(raw)
         _write(key, _stripped(raw, exported, weights))
         return exported
 
@@ -83,17 +91,22 @@ def _weights(module: nn.Module) -> Weights | None:
 
 def _stripped(raw: Exported, exported: Exported, weights: Weights) -> dict[str, bytes]:
     """Files of the cache entry: graph and facts, or facts alone where the graph depends on the weights."""
+    graph, names = _without(exported.graph, weights)
+    facts = {"weights": names, "dynamic": raw.dynamic, "traced": raw.traced}
+    if not raw.traced and not _independent(raw.graph, weights, (graph, names)):
+        return {_FACTS: b"{}"}
+    return {_GRAPH: graph, _FACTS: json.dumps(facts).encode()}
+
+
+def _independent(raw: ir.Model, weights: Weights, bare: tuple[bytes, list[str]]) -> bool:
+    """Whether the graph is the same one, tidied with other weights."""
     rng = np.random.default_rng(0)
     others = {name: _other(array, rng) for name, array in weights.items()}
-    changed = raw.graph.clone()
+    changed = raw.clone()
     for name, value in changed.graph.initializers.items():
         if name in others:
             value.const_value = ir.Tensor(others[name], name=name)
-    graph, names = _without(exported.graph, weights)
-    facts = {"weights": names, "dynamic": raw.dynamic}
-    if _without(tidied(changed), others) != (graph, names):
-        return {_FACTS: b"{}"}
-    return {_GRAPH: graph, _FACTS: json.dumps(facts).encode()}
+    return _without(tidied(changed), others) == bare
 
 
 def _without(graph: ir.Model, weights: Weights) -> tuple[bytes, list[str]]:
@@ -127,7 +140,7 @@ def _filled(files: Mapping[str, bytes], weights: Weights) -> Exported | None:
     graph = ir.from_proto(onnx.ModelProto.FromString(files[_GRAPH]))
     for name in facts["weights"]:
         graph.graph.initializers[name].const_value = ir.Tensor(weights[name], name=name)
-    return Exported(graph, facts["dynamic"])
+    return Exported(graph, facts["dynamic"], facts["traced"])
 
 
 class _AbsentError(Exception):
