@@ -21,6 +21,7 @@ from dlas.graph.format import formats
 from dlas.hardware.target import targets
 from dlas.models.architecture import architectures
 from dlas.runtime.backend import backends
+from dlas.runtime.converter import converters
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "choices.md"
 FAMILIES = (
@@ -29,6 +30,7 @@ FAMILIES = (
     ("graph", "File formats", formats),
     ("compress", "Compression methods", methods),
     ("runtime", "Back ends", backends),
+    ("runtime", "Converters", converters),
     ("hardware", "Targets", targets),
 )
 HEAD = """# Every choice

@@ -146,14 +146,33 @@ def convert(
     check: bool = True,
     read: Mapping[str, Any] | None = None,
     write: Mapping[str, Any] | None = None,
+    converter: str = "",
     tell: Callable[[str], None] = lambda text: None,
 ) -> Conversion:
     """Convert a file and compare the result with its source on the runtimes that own the two formats.
 
-    ``read`` and ``write`` are options of the two formats (``dlas list formats``).
+    ``read`` and ``write`` are options of the two formats (``dlas list formats``). ``converter`` names somebody else's
+    tool (``onnx2tf:version=1.28``; ``dlas list converters``) that writes the target instead of dlas.
     """
-    from dlas.verify.conversion import convert_file
+    from dlas.verify.conversion import convert_file, convert_with
 
+    if converter:
+        from dlas.runtime.converter import converter_for
+
+        if write:
+            raise OptionError(
+                "write", dict(write), "none with a converter, whose options stand behind its name"
+            )
+        return convert_with(
+            converter_for(converter),
+            model_path(source),
+            Path(target),
+            architecture=architecture,
+            data=dataset(data),
+            check=check,
+            read=read,
+            tell=tell,
+        )
     return convert_file(
         model_path(source),
         Path(target),

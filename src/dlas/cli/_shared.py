@@ -160,11 +160,25 @@ def check_target(target: Path, force: bool) -> None:
     """Refuse what could not be written before any work is done for it.
 
     Raises:
-        DlasError: A folder, a file that exists (without ``force``), or a place that does not or takes no files.
+        DlasError: As :func:`check_place`.
         UnsupportedError: A format that cannot be written.
     """
     from dlas.graph.format import format_for, formats
 
+    check_place(target, force)
+    if not format_for(target).can_write:
+        endings = sorted(e for _, member in formats.members() if member.can_write for e in member.suffixes)
+        raise UnsupportedError(
+            f"format {format_for(target).name} can be read but not written", "accepted: " + ", ".join(endings)
+        )
+
+
+def check_place(target: Path, force: bool) -> None:
+    """Refuse a target that is a folder, a file that exists (without ``force``), or in a place that takes no files.
+
+    Raises:
+        DlasError: It is one of these.
+    """
     if target.is_dir() or not target.parent.is_dir():
         what = "it is a folder" if target.is_dir() else f"{target.parent} is not a folder"
         raise DlasError(f"cannot write {target}: {what}", "name a file in a folder that exists")
@@ -172,11 +186,6 @@ def check_target(target: Path, force: bool) -> None:
         raise DlasError(f"{target} exists", "name another file, or --force to replace it")
     if not os.access(target.parent, os.W_OK | os.X_OK):
         raise DlasError(f"cannot write {target}: {target.parent} is not writable", "choose another folder")
-    if not format_for(target).can_write:
-        endings = sorted(e for _, member in formats.members() if member.can_write for e in member.suffixes)
-        raise UnsupportedError(
-            f"format {format_for(target).name} can be read but not written", "accepted: " + ", ".join(endings)
-        )
 
 
 def pairs(option: str, texts: Sequence[str]) -> dict[str, Any]:

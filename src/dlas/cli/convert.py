@@ -12,6 +12,7 @@ from dlas.cli._shared import (
     Data,
     Json,
     Split,
+    check_place,
     check_target,
     pairs,
     say,
@@ -42,6 +43,14 @@ def convert(
         list[str] | None,
         typer.Option(help="Option for writing the target, such as batch=4; see `dlas list formats`."),
     ] = None,
+    converter: Annotated[
+        str,
+        typer.Option(
+            "--with",
+            metavar="CONVERTER",
+            help="Tool that writes the target instead of dlas, such as onnx2tf; see `dlas list converters`.",
+        ),
+    ] = "",
     check: Annotated[bool, typer.Option("--check/--no-check", help="Compare the two files.")] = True,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing file.")] = False,
     json: Json = False,
@@ -49,7 +58,7 @@ def convert(
     """Convert a model file; says what could not be kept, and whether the result is still right."""
     from dlas import api
 
-    check_target(target, force)
+    (check_place if converter else check_target)(target, force)
     rows = api.dataset(data, split)
     done = api.convert(
         source,
@@ -59,6 +68,7 @@ def convert(
         check=check,
         read=pairs("--read", read or ()),
         write=pairs("--write", write or ()),
+        converter=converter,
         tell=lambda t: say("  " + t),
     )
     if json:

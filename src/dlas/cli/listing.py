@@ -48,6 +48,7 @@ def choices() -> list[dict[str, Any]]:
     from dlas.hardware.target import targets
     from dlas.models.architecture import architectures
     from dlas.runtime.backend import backends
+    from dlas.runtime.converter import converters
 
     families = (
         ("data", loaders),
@@ -55,6 +56,7 @@ def choices() -> list[dict[str, Any]]:
         ("graph", formats),
         ("compress", methods),
         ("runtime", backends),
+        ("runtime", converters),
         ("hardware", targets),
     )
     found = []
