@@ -72,3 +72,30 @@ def test_methods_are_applied_in_order(net: Path, capsys: pytest.CaptureFixture[s
     assert found["bytes"] == target.stat().st_size
     assert run_command([*command, "--sparsity", "0.5", "--force"]) == 2
     assert "one method only" in capsys.readouterr().err
+
+
+def test_the_size_is_that_of_the_file_written(
+    net: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    target = tmp_path / "small.tflite"
+    assert run_command(["compress", str(net), "float16", "-o", str(target), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["bytes"] == found["after"]["model_bytes"]["value"] == target.stat().st_size
+    assert found["after"]["model_bytes"]["note"] == "tflite file"
+    assert 0 < found["after"]["model_zstd_bytes"]["value"] < target.stat().st_size
+    assert run_command(["compress", str(net), "float16", "-o", str(target), "--force"]) == 0
+    assert "KiB (ONNX file) -> " in capsys.readouterr().err
+
+
+def test_without_a_target_the_format_stays(
+    net: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run_command(["convert", str(net), "lite.tflite", "--no-check"]) == 0
+    assert run_command(["compress", "lite.tflite", "float16", "--json"]) == 0
+    assert (tmp_path / "lite-float16.tflite").read_bytes()[4:8] == b"TFL3"
+    capsys.readouterr()
+    (tmp_path / "weights.pt").write_bytes(b"PK")
+    (tmp_path / "weights-float16.onnx").write_text("kept")
+    assert run_command(["compress", "weights.pt", "float16"]) == 2
+    assert "weights-float16.onnx exists" in capsys.readouterr().err

@@ -45,7 +45,13 @@ def compress(
         ),
     ],
     output: Annotated[
-        Path | None, typer.Option("-o", "--output", help="File to write (.onnx or .tflite).")
+        Path | None,
+        typer.Option(
+            "-o",
+            "--output",
+            help="File to write; its ending names the format. Default NAME-METHODS, in the model's own format where "
+            "that can be written, else .onnx.",
+        ),
     ] = None,
     data: Data = "",
     split: Split = "",
@@ -60,7 +66,7 @@ def compress(
     from dlas.cli._shared import dataset
 
     members = _members([*methods, *context.args])
-    target = output or Path(f"{model_path(model).stem}-{'-'.join(m.name for m in members)}.onnx")
+    target = output or _default_target(model_path(model), members)
     if not plan:
         check_target(target, force)
     found = dataset(data, split, rows)
@@ -84,6 +90,13 @@ def _members(arguments: list[str]) -> list[Method]:
     if options and len(choices) != 1:
         raise DlasError("options can follow one method only", "write them behind it: magnitude:sparsity=0.8")
     return [methods.get(c.name)(**{**c.as_dict(), **options}) for c in choices]
+
+
+def _default_target(source: Path, members: list[Method]) -> Path:
+    from dlas.graph.format import format_for
+
+    ending = source.suffix.lower() if format_for(source).can_write else ".onnx"
+    return Path(f"{source.stem}-{'-'.join(m.name for m in members)}{ending}")
 
 
 def _plans(network: Model, members: list[Method], data: Dataset | None) -> list[Plan]:
@@ -138,17 +151,22 @@ def _show_plans(plans: list[Plan], json: bool) -> None:
 
 def _write(before: Model, after: Model, target: Path, json: bool) -> None:
     from dlas.api import save
-    from dlas.graph.analysis import diff, figures
+    from dlas.graph.analysis import diff, figures, file_figures
+    from dlas.graph.format import companions, format_for
 
     written = save(after, target)
+    files = [target, *companions(target)]
+    size = sum(f.stat().st_size for f in files)
     old, new = figures(before), figures(after)
+    if format_for(target).name != "onnx":
+        new.update(file_figures(files, f"{format_for(target).name} file"))
     changes = diff(before, after)
     notes = [*(n for s in after.history[len(before.history) :] for n in s.notes), *written.notes]
     if json:
         write_json(
             {
                 "output": str(written.path),
-                "bytes": target.stat().st_size,
+                "bytes": size,
                 "before": {k: f.to_dict() for k, f in old.items()},
                 "after": {k: f.to_dict() for k, f in new.items()},
                 "changes": changes,
@@ -162,7 +180,11 @@ def _write(before: Model, after: Model, target: Path, json: bool) -> None:
     )
     for name in new:
         if name in old and old[name].value != new[name].value:
-            say(f"{name}: {figure_text(old[name])} -> {figure_text(new[name])} ({new[name].source})")
+            texts = [
+                figure_text(f) + (f" ({f.note})" if old[name].note != new[name].note else "")
+                for f in (old[name], new[name])
+            ]
+            say(f"{name}: {' -> '.join(texts)} ({new[name].source})")
     for note in notes:
         say(f"note: {note}")
-    say(f"wrote {written.path} ({size_text(target.stat().st_size)})")
+    say(f"wrote {written.path} ({size_text(size)})")

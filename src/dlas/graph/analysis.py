@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -35,6 +36,7 @@ WEIGHTED: dict[str, tuple[int, ...]] = {
     "QLinearConv": (3, 8),
     "QLinearMatMul": (3,),
 }
+_ZSTD_LEVEL = 19
 _RECURRENT = ("LSTM", "GRU", "RNN")
 _DECODERS = frozenset(
     {"DequantizeLinear", "QuantizeLinear", "Cast", "Identity", "Transpose", "Reshape", "Squeeze", "Unsqueeze"}
@@ -132,8 +134,6 @@ def summary(model: Model) -> dict[str, Any]:
 
 
 def _summarise(model: Model) -> dict[str, Any]:
-    import zstandard
-
     graph, batch = _shaped(model)
     nodes = list(_working_nodes(graph))
     stored = {w.name: w for node in nodes for w in _parameters(node)}
@@ -146,7 +146,7 @@ def _summarise(model: Model) -> dict[str, Any]:
         "params": sum(w.size for w in stored.values()),
         "macs": None if None in macs else sum(m for m in macs if m is not None),
         "model_bytes": len(data),
-        "model_zstd_bytes": len(zstandard.ZstdCompressor(level=19).compress(data)),
+        "model_zstd_bytes": _zstd_bytes(data),
         "weight_bytes": sum(w.nbytes for w in stored.values()),
         "sparsity": sum(w.zeros for w in kernels.values()) / size if size else 0.0,
         "ops": dict(sorted(ops.items(), key=lambda item: (-item[1], item[0]))),
@@ -159,15 +159,38 @@ def figures(model: Model) -> dict[str, Figure]:
     facts = summary(model)
     found = {
         "params": Figure(facts["params"], "count", Source.MEASURED),
-        "model_bytes": Figure(facts["model_bytes"], "bytes", Source.MEASURED, note="ONNX file"),
-        "model_zstd_bytes": Figure(
-            facts["model_zstd_bytes"], "bytes", Source.MEASURED, note="ONNX file, Zstandard level 19"
-        ),
+        **_sizes(facts["model_bytes"], facts["model_zstd_bytes"], "ONNX file"),
         "sparsity": Figure(facts["sparsity"], "fraction", Source.MEASURED),
     }
     if facts["macs"] is not None:
         found["macs"] = Figure(facts["macs"], "count", Source.ESTIMATED, note="per sample, from the shapes")
     return found
+
+
+def file_figures(paths: Sequence[Path], what: str) -> dict[str, Figure]:
+    """``model_bytes`` and ``model_zstd_bytes`` of a network as it lies on the disk, in one file or several.
+
+    Args:
+        paths: Its files.
+        what: What they are, for the note, such as ``tflite file``.
+    """
+    contents = [path.read_bytes() for path in paths]
+    return _sizes(sum(map(len, contents)), sum(map(_zstd_bytes, contents)), what)
+
+
+def _sizes(plain: int, compressed: int, what: str) -> dict[str, Figure]:
+    return {
+        "model_bytes": Figure(plain, "bytes", Source.MEASURED, note=what),
+        "model_zstd_bytes": Figure(
+            compressed, "bytes", Source.MEASURED, note=f"{what}, Zstandard level {_ZSTD_LEVEL}"
+        ),
+    }
+
+
+def _zstd_bytes(data: bytes) -> int:
+    import zstandard
+
+    return len(zstandard.ZstdCompressor(level=_ZSTD_LEVEL).compress(data))
 
 
 def diff(before: Model, after: Model) -> list[dict[str, str]]:
