@@ -156,3 +156,22 @@ def test_the_plan_counts_a_shared_weight_once(kept: bool) -> None:
     # Codes per column and in one scale for the left factor; the float values stay when a sum reads them.
     assert method.plan(model).expected["weight_bytes"].value == stored
     assert (stored > 4 * weight.size) == kept
+
+
+def test_layers_that_stay_float_are_named() -> None:
+    method = methods.get("dynamic-int8")(min_elements=300)
+    (note,) = [n for n in method.plan(residual()).notes if "values stay" in n]
+    small = method.apply(residual())
+    assert note in small.history[-1].notes
+    assert note.startswith("weights of fewer than 300 values stay float (option min_elements): ")
+    named = dict(part[:-1].split(" (") for part in note.partition(": ")[2].split(", "))
+    floats = {
+        str(n.name): n.inputs[1].const_value.size  # type: ignore[union-attr]
+        for n in small.ir.graph
+        if n.op_type in ("Conv", "Gemm") and n.inputs[1].const_value is not None  # type: ignore[union-attr]
+    }
+    assert {name: int(size) for name, size in named.items()} == floats
+    assert len(floats) < 4
+    assert not [
+        n for n in methods.get("dynamic-int8")(min_elements=0).plan(residual()).notes if "values stay" in n
+    ]

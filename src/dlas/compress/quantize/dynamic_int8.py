@@ -35,6 +35,7 @@ _WEIGHTS = {
     "MatMul": (0, 1),
     **dict.fromkeys(GATES, (1, 2)),
 }
+_SHOWN = 12  # layers in a note
 _NOTE = (
     "activations stay float in the file: LiteRT rounds them to int8 at run time; ONNX Runtime computes in float, but "
     "fully optimised it rounds the activations of matrix products whose weights are stored as (inputs, outputs)"
@@ -91,14 +92,14 @@ class DynamicInt8(Method):
     def plan(self, model: Model, data: Dataset | None = None) -> Plan:
         """Layers whose weights become int8, with their bytes before and after; needs no rows."""
         graph = _prepare(model)
-        found = self._weights(graph, model.name)
+        found, left = self._weights(graph, model.name)
         before = sum(v.const_value.nbytes for v in graph.graph.initializers.values() if v.const_value)
         saved = _saved(found)
         expected = {
             "weight_bytes_before": Figure(before, "bytes", Source.ESTIMATED),
             "weight_bytes": Figure(before - saved, "bytes", Source.ESTIMATED),
         }
-        return Plan(self.spelled(), tuple(_change(w) for w in found), expected, (_NOTE,))
+        return Plan(self.spelled(), tuple(_change(w) for w in found), expected, (*left, _NOTE))
 
     def apply(self, model: Model, data: Dataset | None = None, progress: Progress | None = None) -> Model:
         """The network with DequantizeLinear on its int8 weights; see :meth:`Method.apply`.
@@ -108,19 +109,20 @@ class DynamicInt8(Method):
             ModelError: A weight is not finite.
         """
         graph = _prepare(model)
-        found = self._weights(graph, model.name)
+        found, left = self._weights(graph, model.name)
         writer = QdqWriter(graph.graph)
         for weight in found:
             _store(graph.graph, writer, weight)
         RemoveUnusedNodesPass()(graph)
         if progress is not None:
             progress(1.0, "weights in int8")
-        notes = (f"{len(found)} weights became int8", _NOTE)
+        notes = (f"{len(found)} weights became int8", *left, _NOTE)
         step = Step(self.name, options_dict(self.options), step_versions("numpy", "onnx-ir"), notes)
         return model.with_step(graph, step)
 
-    def _weights(self, graph: ir.Model, name: str) -> list[_Weight]:
-        found = []
+    def _weights(self, graph: ir.Model, name: str) -> tuple[list[_Weight], tuple[str, ...]]:
+        """The weights that become int8, and a note on the layers that keep theirs."""
+        found, small = [], []
         for node in graph.graph:
             if node.domain not in ("", "ai.onnx"):
                 continue
@@ -130,12 +132,14 @@ class DynamicInt8(Method):
                     continue
                 if array.size >= self.options.min_elements:
                     found.append(self._weight(node, index, array))
+                else:
+                    small.append(f"{node.name or node.outputs[0].name} ({array.size})")
         if not found:
             raise UnsupportedError(
                 f"{name} has no float32 weight of {self.options.min_elements} values or more",
                 "lower min_elements, or start from the float network",
             )
-        return found
+        return found, _left(small, self.options.min_elements)
 
     def _weight(self, node: ir.Node, index: int, array: np.ndarray) -> _Weight:
         if node.op_type in GATES:  # (directions, gates * hidden, ...)
@@ -146,6 +150,13 @@ class DynamicInt8(Method):
         if self.options.granularity == "per-tensor" or matrices or (node.op_type == "MatMul" and index == 0):
             return _Weight(node, index, array, None)
         return _Weight(node, index, array, weight_axis(node))
+
+
+def _left(small: list[str], least: int) -> tuple[str, ...]:
+    if not small:
+        return ()
+    shown = ", ".join(small[:_SHOWN]) + (f" and {len(small) - _SHOWN} more" if len(small) > _SHOWN else "")
+    return (f"weights of fewer than {least} values stay float (option min_elements): {shown}",)
 
 
 def _prepare(model: Model) -> ir.Model:
