@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import socket
 import subprocess
@@ -18,6 +17,7 @@ from dlas.cli import serve as command
 from dlas.cli.main import run_command
 from dlas.explore.storage import SqliteStorage
 
+DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 Started = tuple["subprocess.Popen[str]", str]
 
 
@@ -36,7 +36,7 @@ def start(study: Path) -> Iterator[Callable[..., Started]]:
     def begin(*arguments: str) -> Started:
         process = subprocess.Popen(
             [sys.executable, "-m", "dlas.cli.main", "serve", "--port", "0", *arguments],
-            cwd=study, env={**os.environ, "NO_PROXY": "*"}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            cwd=study, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         )  # fmt: skip
         running.append(process)
         assert process.stdout is not None
@@ -51,7 +51,7 @@ def start(study: Path) -> Iterator[Callable[..., Started]]:
 def test_it_says_where_it_is_and_ends_with_ctrl_c(start: Callable[..., Started]) -> None:
     process, line = start()
     assert line.startswith("http://127.0.0.1:")
-    with urllib.request.urlopen(line.strip() + "api/studies", timeout=20) as answer:
+    with DIRECT.open(line.strip() + "api/studies", timeout=20) as answer:
         assert [(s["name"], s["state"]) for s in json.load(answer)] == [("kept", "stopped")]
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=20)
@@ -63,7 +63,7 @@ def test_json_is_one_line(start: Callable[..., Started]) -> None:
     process, line = start("--json", "kept")
     found = json.loads(line)
     assert list(found) == ["url"]
-    with urllib.request.urlopen(found["url"] + "api/studies/kept", timeout=20) as answer:
+    with DIRECT.open(found["url"] + "api/studies/kept", timeout=20) as answer:
         assert json.load(answer)["pending"] == 1
     process.send_signal(signal.SIGINT)
     assert process.wait(20) == 0

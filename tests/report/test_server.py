@@ -7,6 +7,7 @@ import http.client
 import json
 import os
 import re
+import shutil
 import socket
 import sqlite3
 import threading
@@ -31,6 +32,7 @@ from dlas.report.server import StudyServer
 from dlas.report.shelf import Shelf, places, study_files
 
 HOSTILE = '../</script><script>window.hacked=1</script>"\u2028%2e'
+DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 Answer = tuple[int, dict[str, str], str]
 
 
@@ -54,7 +56,7 @@ class Client:
             return answer.status, dict(answer.headers), answer.read().decode()
 
     def get(self, target: str = "/") -> str:
-        with urllib.request.urlopen(self.url.rstrip("/") + target, timeout=30) as answer:
+        with DIRECT.open(self.url.rstrip("/") + target, timeout=30) as answer:
             return answer.read().decode()
 
     def json(self, target: str) -> Any:
@@ -82,12 +84,20 @@ def serving() -> Iterator[Callable[..., Client]]:
         server.server_close()
 
 
-@pytest.fixture
-def client(serving: Callable[..., Client], tmp_path: Path) -> Client:
+@pytest.fixture(scope="module")
+def studies(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two folders of studies, one of them with a hostile name."""
-    stored.store(tmp_path / "one", fake_study.study())
-    stored.store(tmp_path / "one", fake_study.study(name=HOSTILE, model="<img src=http://localhost/x>"))
-    stored.store(tmp_path / "two" / "deep", fake_study.all_failed(), tried=3)
+    folder = tmp_path_factory.mktemp("studies")
+    stored.store(folder / "one", fake_study.study())
+    stored.store(folder / "one", fake_study.study(name=HOSTILE, model="<img src=http://localhost/x>"))
+    stored.store(folder / "two" / "deep", fake_study.all_failed(), tried=3)
+    return folder
+
+
+@pytest.fixture
+def client(serving: Callable[..., Client], studies: Path, tmp_path: Path) -> Client:
+    """A server of a copy of the studies."""
+    shutil.copytree(studies, tmp_path, dirs_exist_ok=True)
     return serving(tmp_path)
 
 
@@ -502,3 +512,21 @@ def test_in_a_browser(client: Client, browser: Any, tmp_path: Path, width: int) 
     page.locator("#table tr[data-row]").nth(7).wait_for()
     context.close()
     assert problems == []
+
+
+@pytest.mark.skipif(browsing.CHROMIUM is None, reason="no chromium or google-chrome on this machine")
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_the_list_is_accessible(client: Client, browser: Any, tmp_path: Path, scheme: str) -> None:
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe is not installed")
+    (tmp_path / "study.db").touch()
+    lock = tmp_path / "two" / "deep" / ".claims" / f"{fake_study.all_failed().points[5].key}.lock"
+    claim = acquire(lock)
+    assert claim is not None
+    context = browser.new_context(color_scheme=scheme, reduced_motion="reduce")
+    page = context.new_page()
+    page.goto(client.url)
+    assert page.locator(".study.running, .study.damaged").count() == 2
+    violations = axe.Axe().run(page).response["violations"]
+    release(lock, claim)
+    context.close()
+    assert [(v["id"], [n["html"][:120] for n in v["nodes"]][:4]) for v in violations] == []

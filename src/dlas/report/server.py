@@ -64,10 +64,10 @@ def serve(
     Raises:
         DlasError: Something of ``given`` is not there, or the address cannot be had.
     """
-    with StudyServer(Shelf(places(given, Path(out)), tell), host, port, tell) as server:
+    shelf = Shelf(places(given, Path(out)), tell)
+    with StudyServer(shelf, host, port, tell) as server, contextlib.suppress(KeyboardInterrupt):
         ready(server.url)
-        with contextlib.suppress(KeyboardInterrupt):
-            server.serve_forever()
+        server.serve_forever()
 
 
 class StudyServer(socketserver.ThreadingMixIn, HTTPServer):

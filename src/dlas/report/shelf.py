@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import stat
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -146,6 +147,7 @@ class Shelf:
     def __init__(self, places: Sequence[Place], tell: Callable[[str], None] = lambda text: None) -> None:
         self.places = tuple(places)
         self._tell = tell
+        self._lock = threading.Lock()  # what several ask for at once is read once
         self._files: dict[Path, _File] = {}
         self._cards: dict[tuple[Path, str], tuple[Stamp, Card]] = {}
 
@@ -158,7 +160,8 @@ class Shelf:
                     wanted[path] = None
                 elif (names := wanted.setdefault(path, set())) is not None:
                     names.add(place.study)
-        found = [entry for path, names in wanted.items() for entry in self._of_file(path, names)]
+        with self._lock:
+            found = [entry for path, names in wanted.items() for entry in self._of_file(path, names)]
         found.sort(key=lambda e: (bool(e.problem), -e.changed, e.name))
         return _with_ids(found)
 
