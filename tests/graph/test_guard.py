@@ -127,3 +127,15 @@ def test_a_pipe_is_not_opened(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "net.onnx")
     with pytest.raises(ModelError, match="not a regular file"):
         import_model(tmp_path / "net.onnx")
+
+
+def test_a_file_of_a_folder_that_is_a_network_names_the_folder(tmp_path: Path) -> None:
+    (tmp_path / "saved_model.pb").write_bytes(b"\x08\x01")
+    with pytest.raises(ModelError, match="name that folder") as caught:
+        import_model(tmp_path / "saved_model.pb")
+    assert str(tmp_path) in caught.value.hint
+    other = tmp_path / "elsewhere"
+    other.mkdir()
+    (other / "frozen.pb").write_bytes(b"\x08\x01")
+    with pytest.raises(ModelError, match="the folder of a SavedModel"):
+        import_model(other / "frozen.pb")

@@ -136,10 +136,12 @@ def format_for(path: Path) -> type[Format]:
         known += member.suffixes
         if path.suffix.lower() in member.suffixes:
             return member
-    raise ModelError(
-        f"{path.name}: no format has the ending {path.suffix or '(none)'!r}",
-        "accepted: " + ", ".join(sorted(known)),
-    )
+    hint = "accepted: " + ", ".join(sorted(known))
+    if any(member.recognises_folder(path.parent) for _, member in formats.members()):
+        hint = f"it is a part of the network in {path.parent}: name that folder"
+    elif path.suffix.lower() == ".pb":
+        hint += "; of TensorFlow's, the folder of a SavedModel"
+    raise ModelError(f"{path.name}: no format has the ending {path.suffix or '(none)'!r}", hint)
 
 
 def takes(path: Path, option: str) -> bool:
