@@ -112,3 +112,12 @@ def test_loaders_register_what_their_files_promise():
     from dlas.data.dataset import loaders
 
     assert [member.name for _, member in loaders.members()] == loaders.names()
+
+
+def test_a_survey_says_what_cannot_be_imported(family):
+    registry = family(one=GOOD.format(name="one"), broken="1/0")
+    found = dict(registry.survey())
+    assert found["one"].__name__ == "Thing"
+    assert isinstance(found["broken"], ZeroDivisionError)
+    with pytest.raises(ZeroDivisionError):
+        registry.members()

@@ -61,15 +61,16 @@ def choices() -> list[dict[str, Any]]:
     )
     found = []
     for layer, registry in families:
-        for name, member in registry.members():
+        for name, member in registry.survey():
+            broken = isinstance(member, Exception)
             found.append(
                 {
                     "layer": layer,
                     "family": registry.family,
                     "name": name,
-                    "summary": member.summary,
-                    "options": describe_options(member.Options),
-                    "missing": member.missing(),
+                    "summary": "" if broken else member.summary,
+                    "options": {} if broken else describe_options(member.Options),
+                    "missing": f"broken: {type(member).__name__}: {member}" if broken else member.missing(),
                 }
             )
     return found

@@ -74,17 +74,27 @@ class Registry(Generic[T]):
     def members(self) -> list[tuple[str, T]]:
         """All members that can be imported, by name; a broken plug-in is logged and left out."""
         found = []
+        for name, member in self.survey():
+            if not isinstance(member, Exception):
+                found.append((name, member))
+            elif isinstance(member, RegistryError) or not self._is_plugin(name):
+                raise member
+            else:
+                log.warning("%s plug-in %r cannot be loaded: %s", self.family, name, member)
+        return found
+
+    def survey(self) -> list[tuple[str, T | Exception]]:
+        """All members by name; in place of one that cannot be imported, why."""
+        found: list[tuple[str, T | Exception]] = []
         for name in self.names():
             try:
                 found.append((name, self.get(name)))
-            except RegistryError:
-                raise
-            except Exception as error:
-                if self._discover()[name].startswith("entry point "):
-                    log.warning("%s plug-in %r cannot be loaded: %s", self.family, name, error)
-                    continue
-                raise
+            except Exception as error:  # whatever the code of a member trips over
+                found.append((name, error))
         return found
+
+    def _is_plugin(self, name: str) -> bool:
+        return self._discover()[name].startswith("entry point ")
 
     def _load(self, name: str, place: str) -> None:
         if place.startswith("entry point "):
