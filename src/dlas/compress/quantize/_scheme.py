@@ -7,7 +7,7 @@ accepts the same network: one table, one entry per operator.
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -239,7 +239,7 @@ def weight_axis(node: ir.Node) -> int:
     return 1
 
 
-def choose(graph: ir.Graph, keep_float: str = "") -> Scheme:
+def choose(graph: ir.Graph, keep_float: str = "", outputs: Collection[str] = ()) -> Scheme:
     """Decide what becomes integer.
 
     An operator that multiplies by weights starts an integer region; every other supported operator joins the region
@@ -248,12 +248,14 @@ def choose(graph: ir.Graph, keep_float: str = "") -> Scheme:
     Args:
         graph: Simplified float graph with types.
         keep_float: Patterns of node names that stay float, separated by ``|``.
+        outputs: Nodes that stay float as well, by the name of their first output.
     """
     scheme = Scheme()
     patterns = [p for p in keep_float.split("|") if p]
     fit: dict[ir.Node, bool] = {}
     for node in graph:
-        reason = _reason(node, patterns)
+        asked = bool(outputs) and node.outputs[0].name in outputs
+        reason = "kept float as asked" if asked else _reason(node, patterns)
         fit[node] = not reason
         if reason:
             scheme.left.append((node.name or node.outputs[0].name or "", node.op_type, reason))

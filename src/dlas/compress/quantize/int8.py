@@ -15,28 +15,32 @@ both, the keyword spotter DS-CNN 99.75 % both (800 recordings of digits).
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
-from dlas.compress.calibration import CALIBRATIONS, Batches, Range, calibrate, calibration_batches
+from dlas.compress.calibration import CALIBRATIONS, calibration_batches
 from dlas.compress.method import Change, Method, Plan, Progress, methods
-from dlas.compress.qdq import Grid, activation_grid
-from dlas.compress.quantize._bias import CORRECTED, add_to_bias, mean_errors, outputs
-from dlas.compress.quantize._lower import lower, restore_weights
+from dlas.compress.quantize._bias import CORRECTED, add_to_bias, outputs
 from dlas.compress.quantize._rewrite import Rewriter, weighted
 from dlas.compress.quantize._scheme import (
-    Scheme,
     choose,
     constant,
     input_at,
     weight_axis,
 )
+from dlas.compress.quantize._static import (
+    bias_shifts,
+    corrected,
+    grids_of,
+    measure_ranges,
+    notes_on,
+    prepare,
+    require_layers,
+)
 from dlas.compress.unsigned import unsigned_activations
-from dlas.core.errors import UnsupportedError
 from dlas.core.figure import Figure, Source
 from dlas.core.options import option, options_dict
 from dlas.data.dataset import Dataset
@@ -84,9 +88,9 @@ class Int8(Method):
 
     def plan(self, model: Model, data: Dataset | None = None) -> Plan:
         """Layers that become integer with their bytes; needs no rows."""
-        graph = _prepare(model)
+        graph = prepare(model)
         scheme = choose(graph.graph, self.options.keep_float)
-        _require_layers(model, scheme)
+        require_layers(model, scheme)
         changes = [_weight_change(n, self.options) for n in weighted(scheme)]
         before = sum(v.const_value.nbytes for v in graph.graph.initializers.values() if v.const_value)
         saved = sum(was - now for _, was, now in changes)
@@ -94,7 +98,7 @@ class Int8(Method):
             "weight_bytes_before": Figure(before, "bytes", Source.ESTIMATED),
             "weight_bytes": Figure(before - saved, "bytes", Source.ESTIMATED),
         }
-        return Plan(self.spelled(), tuple(c for c, _, _ in changes), expected, _notes(scheme))
+        return Plan(self.spelled(), tuple(c for c, _, _ in changes), expected, notes_on(scheme))
 
     def apply(self, model: Model, data: Dataset | None = None, progress: Progress | None = None) -> Model:
         """The network in QDQ form; see :meth:`Method.apply`.
@@ -104,14 +108,35 @@ class Int8(Method):
             DataError: No rows, rows of another shape, or activations that are not finite.
             ModelError: Weights that are not finite.
         """
-        graph = _prepare(model)
+        graph = prepare(model)
         scheme = choose(graph.graph, self.options.keep_float)
-        _require_layers(model, scheme)
+        require_layers(model, scheme)
         batches, rows = calibration_batches(model, data, self.options.rows)
-        grids = self._calibrate(model, graph, scheme, batches, rows, progress)
-        if self.options.bias_correction:
-            self._correct(model, graph, scheme, grids, batches, rows, progress)
         options = self.options
+        share = 0.6 if options.bias_correction else 0.9
+        ranges = measure_ranges(
+            graph,
+            model.inputs[0],
+            scheme,
+            batches,
+            rows=rows,
+            method=options.calibration,
+            percentile=options.percentile,
+            progress=None if progress is None else lambda f: progress(share * f, "calibrating"),
+        )
+        grids = grids_of(scheme, ranges)
+        if options.bias_correction:
+            shifts = bias_shifts(
+                graph,
+                model.inputs[0],
+                grids,
+                batches,
+                keep_float=options.keep_float,
+                per_channel=options.per_channel,
+                rows=rows,
+                progress=None if progress is None else lambda f: progress(0.6 + 0.3 * f, "correcting biases"),
+            )
+            add_to_bias(graph.graph, corrected(scheme), shifts)
         rewriter = Rewriter(graph.graph, scheme, grids, per_channel=options.per_channel, io=options.io)
         notes = rewriter.run()
         RemoveUnusedNodesPass()(graph)
@@ -123,7 +148,7 @@ class Int8(Method):
             self.name,
             options_dict(self.options),
             step_versions("numpy", "onnx-ir", "onnxruntime"),
-            (*_notes(scheme), *notes, _used(data, self.options.rows)),
+            (*notes_on(scheme), *notes, _used(data, self.options.rows)),
         )
         preprocessing = model.preprocessing
         source = graph.graph.inputs[0]
@@ -137,132 +162,11 @@ class Int8(Method):
             )
         return model.with_step(graph, step, preprocessing=preprocessing)
 
-    def _calibrate(
-        self,
-        model: Model,
-        graph: ir.Model,
-        scheme: Scheme,
-        batches: Batches,
-        rows: int,
-        progress: Progress | None,
-    ) -> dict[ir.Value, Grid]:
-        """Grid of every group, by the tensor that stands for it."""
-        share = 0.6 if self.options.bias_correction else 0.9
-        observed: dict[str, str] = {}
-        ranges: dict[str, Range] = {}
-        for value in scheme.sources():
-            array = constant(value)
-            if array is not None:
-                ranges[str(value.name)] = Range(float(array.min()), float(array.max()))
-            else:
-                producer = value.producer()
-                observed[str(value.name)] = str((producer.name if producer else "") or value.name)
-        ranges |= calibrate(
-            graph,
-            model.inputs[0],
-            observed,
-            batches,
-            method=self.options.calibration,
-            percentile=self.options.percentile,
-            whole={
-                str(v.name) for v in scheme.scores()
-            },  # cutting the top score would turn the answer into a tie
-            progress=None if progress is None else lambda f: progress(share * f, "calibrating"),
-            rows=rows,
-        )
-        merged: dict[ir.Value, Range] = {}
-        for value in scheme.sources():
-            root, span = scheme.group(value), ranges[str(value.name)]
-            merged[root] = merged[root].union(span) if root in merged else span
-        grids = {root: activation_grid(span.low, span.high) for root, span in merged.items()}
-        return grids | {scheme.group(value): grid for value, grid in scheme.fixed.items()}
-
-    def _correct(
-        self,
-        model: Model,
-        graph: ir.Model,
-        scheme: Scheme,
-        grids: dict[ir.Value, Grid],
-        batches: Batches,
-        rows: int,
-        progress: Progress | None,
-    ) -> None:
-        """Move the mean error of every layer of ``graph``, still float, into its bias."""
-        copy, trial = graph.clone(), graph.clone()
-        float_scheme = choose(copy.graph, self.options.keep_float)
-        trial_scheme = choose(trial.graph, self.options.keep_float)
-        by_name = {value.name: grid for value, grid in grids.items()}
-        roots = {trial_scheme.group(value) for value in trial_scheme.tensors}
-        trial_layers = _biased(trial_scheme)
-        biases = [input_at(layer, 2) for layer in trial_layers]
-        trial_grids = {root: by_name[root.name] for root in roots}
-        Rewriter(trial.graph, trial_scheme, trial_grids, per_channel=self.options.per_channel).run()
-        for layer, bias in zip(trial_layers, biases, strict=True):
-            if bias is not None:
-                layer.replace_input_with(2, bias)  # its own rounding is done anew, not corrected
-        shifts = mean_errors(
-            copy,
-            _biased(float_scheme),
-            trial,
-            trial_layers,
-            model.inputs[0],
-            batches,
-            rows=rows,
-            progress=None if progress is None else lambda f: progress(0.6 + 0.3 * f, "correcting biases"),
-        )
-        add_to_bias(graph.graph, _biased(scheme), shifts)
-
 
 def _used(data: Dataset | None, rows: int) -> str:
     return (
         "" if data is None else f"calibrated on {min(rows, len(data))} rows of {data.name} ({data.hash[:16]})"
     )
-
-
-_QUANTIZED = ("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "QLinearConv", "QLinearMatMul")
-
-
-def _prepare(model: Model) -> ir.Model:
-    """An editable copy, simplified, with every operator in the form the rules know."""
-    from dlas.graph import passes
-    from dlas.graph.padding import fold_padding
-
-    opset = model.ir.graph.opset_imports.get("", 0)
-    if opset < 13:
-        raise UnsupportedError(
-            f"{model.name} uses ONNX opset {opset}; int8 needs 13 or newer", "convert it to opset 18 first"
-        )
-    for node in model.ir.graph:
-        weights = node.op_type == "DequantizeLinear" and constant(input_at(node, 0)) is not None
-        if node.op_type in _QUANTIZED and not weights:
-            raise UnsupportedError(
-                f"{model.name} is already quantised (node {node.name!r} is a {node.op_type})",
-                "start from the float network",
-            )
-    for spec in model.inputs:
-        if spec.dtype == "float16":
-            raise UnsupportedError(
-                f"input {spec.name!r} of {model.name} is float16", "quantise the float32 network instead"
-            )
-    graph = model.editable()
-    restore_weights(graph.graph)
-    passes.simplify(graph)
-    fold_padding(graph)  # no runtime does so once both ends are quantised
-    lower(graph.graph)
-    return graph
-
-
-def _require_layers(model: Model, scheme: Scheme) -> None:
-    if not scheme.nodes:
-        reasons = "; ".join(f"{name} ({op}): {why}" for name, op, why in scheme.left[:5])
-        raise UnsupportedError(
-            f"{model.name} has no layer that int8 can quantise" + (f": {reasons}" if reasons else ""),
-            "int8 starts at Conv, ConvTranspose, Gemm and MatMul",
-        )
-
-
-def _biased(scheme: Scheme) -> list[ir.Node]:
-    return [n for n in weighted(scheme) if n.op_type in CORRECTED]
 
 
 def _weight_change(node: ir.Node, options: Options) -> tuple[Change, int, int]:
@@ -284,15 +188,3 @@ def _weight_change(node: ir.Node, options: Options) -> tuple[Change, int, int]:
         f"{after} bytes",
     )
     return change, before, after
-
-
-def _notes(scheme: Scheme) -> tuple[str, ...]:
-    """Which nodes stay float and why, one line per operator and reason."""
-    grouped: dict[tuple[str, str], list[str]] = {}
-    for name, op, why in scheme.left:
-        grouped.setdefault((op, why), []).append(name)
-    return tuple(f"{op} stays float: {why} ({_listed(names)})" for (op, why), names in grouped.items())
-
-
-def _listed(names: Sequence[str]) -> str:
-    return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
