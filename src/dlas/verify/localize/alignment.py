@@ -59,7 +59,7 @@ def turned(source: np.ndarray, order: Order, shape: tuple[int, ...]) -> np.ndarr
 def relative(source: np.ndarray, target: np.ndarray) -> float:
     """``||target - source|| / ||source||``; infinite where the source is zero and the target is not."""
     a, b = source.astype(np.float64), target.astype(np.float64)
-    noise, signal = float(np.linalg.norm(a - b)), float(np.linalg.norm(a))
+    noise, signal = _norm(a - b), _norm(a)
     if not np.isfinite(noise):
         return float("inf")
     return noise / signal if signal else (0.0 if noise == 0 else float("inf"))
@@ -144,6 +144,12 @@ class Candidates:
     def place(self, name: str) -> int:
         """Position of a tensor in the order of execution."""
         return self._place[name]
+
+
+def _norm(values: np.ndarray) -> float:
+    # np.linalg.norm starts the threads of the BLAS for every small tensor.
+    flat = values.reshape(-1)
+    return float(np.sqrt(np.einsum("i,i->", flat, flat)))
 
 
 def _norms(small: np.ndarray) -> np.ndarray:
