@@ -210,7 +210,9 @@ def compare(
     paths: Sequence[str] = (),
     rows: int = 200,
     layers: bool = False,
+    timing: Protocol | None = None,
     architecture: str = "",
+    timeout_s: float = 300.0,
     tell: Callable[[str], None] = lambda text: None,
 ) -> CompareReport:
     """Compare conversions with their source; files run on the runtime that owns them, and on ``paths`` besides.
@@ -220,10 +222,12 @@ def compare(
         targets: Its conversions; the source itself is allowed, to compare back ends.
         data: Rows; without them random inputs are used.
         split: Split of the data set.
-        paths: Back ends (``tvm:opt=O3``) to run each target on as well.
+        paths: Back ends and levels to run each target on as well: ``ort:O0``, ``tvm:O0..O3``, ``openvino:bf16``.
         rows: Rows to use at most.
         layers: Also compare intermediate tensors by name.
+        timing: How to time the paths (``dlas.verify.times.PROTOCOL``); by default they are not timed.
         architecture: For the bare checkpoints among them.
+        timeout_s: Longest time for compiling, and for 64 rows.
         tell: Receives one line per step.
     """
     from dlas.graph.format import save_model, takes
@@ -244,13 +248,16 @@ def compare(
             save_model(given, path)
             return Subject(path, given)
 
+        first = subject(source)
         return compare_files(
-            subject(source),
-            [subject(t) for t in targets],
+            first,
+            [first if t is source or t == source else subject(t) for t in targets],
             data=dataset(data, split),
             paths=paths,
             rows=rows,
             layers=layers,
+            timing=timing,
+            timeout_s=timeout_s,
             tell=tell,
         )
 

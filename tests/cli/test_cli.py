@@ -12,9 +12,9 @@ import onnx
 import pytest
 
 import dlas
-from dlas.cli.compare import split_choices
 from dlas.cli.main import run_command
 from dlas.core.errors import OptionError
+from dlas.core.options import split_choices
 from dlas.testing import models as networks
 
 

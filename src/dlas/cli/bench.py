@@ -7,8 +7,8 @@ from typing import Annotated
 import typer
 
 from dlas.cli._shared import Architecture, Json, figure_text, say, write_json, write_table
-from dlas.cli.compare import split_choices
 from dlas.core.errors import OptionError
+from dlas.core.options import split_choices
 
 
 def add_to(app: typer.Typer) -> None:

@@ -107,6 +107,17 @@ def parse_value(text: str) -> Any:
     return text
 
 
+def split_choices(text: str) -> list[str]:
+    """Split ``a,b:x=1,y=2,c`` into choices: a part with ``=`` and no ``:`` belongs to the one before it."""
+    found: list[str] = []
+    for part in filter(None, (p.strip() for p in text.split(","))):
+        if found and "=" in part and ":" not in part:
+            found[-1] += "," + part
+        else:
+            found.append(part)
+    return found
+
+
 def build_options(kind: type[O], given: Mapping[str, Any], owner: str) -> O:
     """Make the options dataclass ``kind`` from ``given``, checking names, types and ranges.
 

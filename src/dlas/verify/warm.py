@@ -1,0 +1,190 @@
+"""Networks built for paths, each opened in a worker that stays: it gives answers now and times later.
+
+Compiling is done by one worker after another path, answering by one thread beside it; a path whose worker crashes,
+hangs or finds the disk full is told by what it raises, and the next one is not touched by it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from dlas.core.cache import Cache, key_of
+from dlas.core.errors import DlasError
+from dlas.core.lazy import distribution_version
+from dlas.core.timing import Protocol, Timing
+from dlas.core.worker import Worker, WorkerFailure
+from dlas.graph.model import Model
+from dlas.graph.signature import to_real
+from dlas.runtime.backend import backends
+from dlas.runtime.bench import SESSION, WorkerSampler, measure_survivors
+from dlas.verify.paths import RunPath
+
+_MEMORY = 8 * 2**30  # bytes that running a network may take
+_BLOCK = 64  # rows per call, so that slow is told from hanging
+_AT_ONCE = 16  # workers kept open together; a group of paths of this size is timed in turn
+
+
+@dataclass(eq=False)
+class Lane:
+    """A network on one path.
+
+    Attributes:
+        path: The path.
+        model: The network.
+        artifact: What the back end made of it.
+    """
+
+    path: RunPath
+    model: Model
+    artifact: Path
+    timeout_s: float = 300.0
+    sampler: WorkerSampler | None = field(default=None, repr=False)
+
+    def open(self) -> WorkerSampler:
+        """Load the artifact in a worker, unless it is; raises WorkerFailure."""
+        if self.sampler is None:
+            self.sampler = WorkerSampler(self.path.threads, self.timeout_s, _MEMORY)
+            path = self.path
+            try:
+                self.sampler.open(str(path.backend), str(self.artifact), path.target, path.threads)
+            except WorkerFailure:
+                self.close()
+                raise
+        return self.sampler
+
+    def answers(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Every output for every row; raises WorkerFailure."""
+        worker, parts = self.open(), []
+        for start in range(0, len(next(iter(inputs.values()))), _BLOCK):
+            given = {n: np.ascontiguousarray(rows[start : start + _BLOCK]) for n, rows in inputs.items()}
+            parts.append(worker.call("all_outputs", given))
+        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+    def outputs(self, inputs: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+        """Every output for every row as real numbers, in the network's order; raises WorkerFailure."""
+        found = self.answers(inputs)
+        return [to_real(found[spec.name], self.model, i) for i, spec in enumerate(self.model.outputs)]
+
+    def close(self) -> None:
+        """End the worker; the artifact stays, and the lane can be opened again."""
+        if self.sampler is not None:
+            self.sampler.close()
+            self.sampler = None
+
+
+class Compiler:
+    """Builds networks for paths, one after the other, in a worker that lives as long as nothing kills it.
+
+    Artifacts are kept in the cache, so that the same network on the same path is compiled once.
+    """
+
+    def __init__(self, folder: Path, timeout_s: float) -> None:
+        self._folder = folder
+        self._timeout_s = timeout_s
+        self._worker: Worker | None = None
+        self._files: dict[str, Path] = {}
+        self._cache = Cache()
+
+    def build(self, model: Model, path: RunPath) -> Lane:
+        """A network, built for a path.
+
+        Raises:
+            WorkerFailure: Its compiler crashed, hung or refused the network.
+            StorageError: There is no room for the artifact.
+        """
+        member = backends.get(path.backend.name)
+        version = distribution_version(member.distribution), distribution_version("dlas")
+        batch = fixed_batch(model)
+        key = key_of("artifact of a path", model.hash, str(path.backend), path.target, batch, *version)
+
+        def make(folder: Path) -> None:
+            if self._worker is None or not self._worker.alive:
+                self.close()
+                self._worker = Worker(name="compiler", memory_bytes=_MEMORY)
+            arguments = [str(path.backend), str(self._file(model)), path.target, str(folder), batch]
+            self._worker.call(f"{SESSION}:build", *arguments, timeout_s=self._timeout_s)
+
+        return Lane(path, model, self._cache.folder(key, make), self._timeout_s)
+
+    def close(self) -> None:
+        """End the worker."""
+        if self._worker is not None:
+            self._worker.close()
+
+    def _file(self, model: Model) -> Path:
+        if model.hash not in self._files:
+            place = Path(tempfile.mkdtemp(dir=self._folder)) / "model.onnx"
+            place.write_bytes(model.to_bytes())
+            self._files[model.hash] = place
+        return self._files[model.hash]
+
+    def __enter__(self) -> Compiler:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def fixed_batch(model: Model) -> int:
+    """Rows a network takes per run: what it declares, 1 where it takes any number."""
+    first = {spec.shape[0] for spec in model.inputs if spec.shape}
+    size = first.pop() if len(first) == 1 else 1
+    return size if isinstance(size, int) else 1
+
+
+def time_lanes(
+    lanes: Mapping[str, Lane],
+    base: str,
+    feeds: Mapping[str, Mapping[str, np.ndarray]],
+    protocol: Protocol,
+) -> tuple[dict[str, Timing], dict[str, Timing], dict[str, str]]:
+    """Time lanes in turn with ``base``, in groups of as many as are kept open together.
+
+    Args:
+        lanes: By name, ``base`` among them.
+        base: The lane every group is timed with.
+        feeds: What each computes on: one row by input, by lane.
+        protocol: How long and how often.
+
+    Returns:
+        Timings by name, those of the base in the same group, and why others have none.
+    """
+    names = [name for name in lanes if name != base]
+    size = _AT_ONCE - 1
+    groups = [names[i : i + size] for i in range(0, len(names), size)] or [[]]
+    taken: dict[str, Timing] = {}
+    bases: dict[str, Timing] = {}
+    why: dict[str, str] = {}
+    for group in groups:
+        ready = {}
+        for name in (base, *group):
+            try:
+                ready[name] = lanes[name].open()
+                ready[name].call("feed", {k: np.ascontiguousarray(v) for k, v in feeds[name].items()})
+            except DlasError as error:
+                ready.pop(name, None)
+                why[name] = error.message
+        timings, died = measure_survivors(ready, protocol)
+        why.update({name: failure.reason for name, failure in died.items()})
+        taken.update({name: t for name, t in timings.items() if name != base or base not in taken})
+        bases.update(dict.fromkeys(group, timings[base]) if base in timings else {})
+        if len(groups) > 1:
+            for name in group:
+                lanes[name].close()
+    if base in taken:
+        bases[base] = taken[base]
+    return taken, bases, why
+
+
+def settle(lanes: list[Lane]) -> None:
+    """Close the lanes opened first while more are open than are kept."""
+    opened = [lane for lane in lanes if lane.sampler is not None]
+    for lane in opened[: max(0, len(opened) - _AT_ONCE)]:
+        with contextlib.suppress(WorkerFailure):
+            lane.close()
