@@ -43,7 +43,7 @@ from dlas.runtime.backends._tvm_graph import readable_by_tvm
 
 _FILE = "lib.so"
 # In all these ways its front end and compiler say that they cannot; crashes end the worker instead.
-_FAILURES = (
+FAILURES = (
     NotImplementedError, ValueError, TypeError, KeyError, AttributeError, IndexError, AssertionError, RuntimeError,
     OSError,
 )  # fmt: skip
@@ -87,17 +87,16 @@ class Tvm(Backend):
         """
         optional_import("tvm", extra="tvm", needed_for="the back end tvm")
         import tvm
-        from tvm.relax.frontend.onnx import from_onnx
 
         signature = Signature.of(model, batch)
         bound = bind_batch(model, batch)
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                module = from_onnx(readable_by_tvm(bound.to_proto()))  # type: ignore[arg-type]  # it is misdeclared
-            module = _passes(self.options.opt)(module)
-            library = tvm.compile(module, target=tvm.target.Target(_code_target(target.isa)))
-        except _FAILURES as error:
+            module = imported(bound)
+            module = tvm.transform.Sequential([p for part in passes_of(self.options.opt) for p in part])(
+                module
+            )
+            library = tvm.compile(module, target=tvm.target.Target(code_target(target.isa)))
+        except FAILURES as error:
             raise refused("TVM", error) from error
         with atomic_path(folder / _FILE) as path:
             library.export_library(str(path))
@@ -171,24 +170,32 @@ class TvmExecutable(SignedExecutable):
         self._main = self._machine = None
 
 
-def _passes(level: str) -> Callable[[Any], Any]:
-    """The Relax passes of a level; what remains to be lowered is the job of ``tvm.compile``."""
-    import tvm
+def imported(model: Model) -> Any:
+    """A network without dynamic dimensions as a Relax module; raises one of ``FAILURES``."""
+    from tvm.relax.frontend.onnx import from_onnx
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return from_onnx(readable_by_tvm(model.to_proto()))  # type: ignore[arg-type]  # it is misdeclared
+
+
+def passes_of(level: str) -> tuple[list[Any], list[Any]]:
+    """The Relax passes of a level: those on operators, and those that begin with lowering them to tensor programs.
+
+    What remains to be lowered after them is the job of ``tvm.compile``.
+    """
     from tvm import relax
 
     passes = relax.transform
     if level == "O0":
-        return passes.LegalizeOps()
+        return [], [passes.LegalizeOps()]
     if level == "O1":
-        return tvm.transform.Sequential([passes.LegalizeOps(), passes.FoldConstant()])
-    zero = relax.get_pipeline("zero")
-    if level == "O2":
-        return zero
+        return [], [passes.LegalizeOps(), passes.FoldConstant()]
     first = [passes.DecomposeOpsForInference(), passes.CanonicalizeBindings(), passes.FoldConstant()]
-    return tvm.transform.Sequential([*first, zero])
+    return first if level == "O3" else [], [relax.get_pipeline("zero")]
 
 
-def _code_target(isa: str) -> dict[str, Any]:
+def code_target(isa: str) -> dict[str, Any]:
     """TVM target for an instruction-set level; ``native`` is this processor by LLVM's name for it."""
     import tvm
 
@@ -204,7 +211,7 @@ def _machine(path: Path) -> Any:
 
     try:
         return relax.VirtualMachine(tvm.runtime.load_module(str(path)), tvm.cpu())  # type: ignore[arg-type]
-    except _FAILURES as error:
+    except FAILURES as error:
         raise damaged(path, error) from error
 
 

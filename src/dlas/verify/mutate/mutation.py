@@ -7,9 +7,10 @@ accelerators"), whose operators are all here, and adds the faults that converter
 
 from __future__ import annotations
 
+import ast
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -21,6 +22,7 @@ from dlas.core.registry import Registry
 from dlas.graph.model import Model, Step, step_versions
 from dlas.graph.passes import infer_shapes, remove_unused
 from dlas.verify.mutate.editing import fits, forget_shapes, name_nodes
+from dlas.verify.mutate.script import Program
 
 mutations: Registry[type[AnyMutation]] = Registry("mutation", "dlas.verify.mutate.operators.*")
 
@@ -133,6 +135,52 @@ class Mutation(AnyMutation):
         trial = graph.clone()
         self._change(trial.graph, find_node(trial, site.node), site)
         return fits(trial, graph)
+
+
+class ProgramMutation(AnyMutation):
+    """A fault in the tensor programs that TVM lowers a network to, at the level of its script."""
+
+    level = "program"
+    fault = "graph"
+
+    @abstractmethod
+    def _places(self, program: Program) -> Iterator[tuple[ast.AST, str]]:
+        """Nodes that can be changed, in the order they are written, and what is to be done with each."""
+
+    @abstractmethod
+    def _rewrite(self, program: Program, node: ast.AST, change: str) -> None:
+        """Change one node, in place."""
+
+    def sites(self, programs: Mapping[str, str]) -> list[Site]:
+        """All places, in the order of the programs and of their statements; deterministic.
+
+        Args:
+            programs: TVMScript by name, in the order of their first call.
+        """
+        found = []
+        for name, script in programs.items():
+            for index, (node, change) in enumerate(self._places(Program.parse(script))):
+                found.append(Site(name, f"{change} {_shortened(node)} #{index}".lstrip()))
+        return found
+
+    def apply(self, script: str, site: Site) -> str:
+        """TVMScript of the program with the fault in it.
+
+        Raises:
+            UnknownNameError: The program has no such place.
+        """
+        program = Program.parse(script)
+        places = list(self._places(program))
+        if not 0 <= site.number < len(places):
+            raise UnknownNameError("place", site.detail, [s.detail for s in self.sites({site.node: script})])
+        self._rewrite(program, *places[site.number])
+        return program.text()
+
+
+def _shortened(node: ast.AST) -> str:
+    """One line of script that shows where it is."""
+    text = ast.unparse(node)
+    return text if len(text) <= 60 else text[:59] + "…"
 
 
 def named(graph: ir.Model) -> ir.Model:

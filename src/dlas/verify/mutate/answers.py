@@ -1,0 +1,58 @@
+"""What runs inside a worker process: the answers of one network on one path.
+
+Call through ``core.worker.Worker.call("dlas.verify.mutate.answers:answers", ...)``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from dlas.core.files import scratch_folder
+from dlas.core.options import Choice
+from dlas.runtime import session
+
+
+def answers(
+    backend: str,
+    target: str,
+    threads: int,
+    original: str,
+    network: str,
+    programs: Mapping[str, str],
+    x: Mapping[str, np.ndarray],
+) -> dict[str, np.ndarray]:
+    """Every output for every row.
+
+    Args:
+        backend: Choice as text (``tvm:opt=O3``).
+        target: Choice as text (``host:isa=x86-64-v3``).
+        threads: Threads.
+        original: File of the network without a fault; TVM keeps the code of its operators.
+        network: File of the network to run.
+        programs: Tensor programs to put in place of those of the same name; TVM only.
+        x: ``(N, ...)`` per input.
+
+    Raises:
+        UnsupportedError: The back end cannot run this network.
+    """
+    if Choice.parse(backend).name == "tvm":
+        from dlas.verify.mutate import lowering
+
+        return lowering.answers(backend, target, threads, original, network, programs, x)
+    with scratch_folder() as folder:
+        session.build(backend, network, target, str(folder))
+        session.open(backend, str(folder), target, threads)
+        try:
+            return session.all_outputs(x)
+        finally:
+            session.close()
+
+
+def prepare(backend: str, target: str, original: str) -> None:
+    """Do beforehand what all mutants of a path have in common, so that none is charged with it."""
+    if Choice.parse(backend).name == "tvm":
+        from dlas.verify.mutate import lowering
+
+        lowering.base(backend, target, original)

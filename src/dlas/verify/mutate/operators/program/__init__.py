@@ -1,0 +1,1 @@
+"""Faults in the tensor programs that TVM makes of operators."""
