@@ -99,3 +99,34 @@ def test_what_would_be_ignored_is_refused(
     assert run_command([command, str(net), *rest]) == 2
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("dlas: ")]
     assert words in line
+
+
+@pytest.mark.parametrize("command", [["convert", "NET", "T"], ["compress", "NET", "float16", "-o", "T"]])
+def test_a_target_that_appears_meanwhile_is_kept(
+    net: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    command: list[str],
+) -> None:
+    target = tmp_path / "new.tflite"
+    import dlas.graph.format
+
+    make = dlas.graph.format.format_for
+
+    def raced(path: Path) -> object:
+        member = make(path)
+        if path == target:
+            save = member.save
+            monkeypatch.setattr(
+                member, "save", lambda *given: (target.write_text("another's"), save(*given))[1]
+            )
+        return member
+
+    monkeypatch.setattr(dlas.graph.format, "format_for", raced)
+    words = [str(net) if w == "NET" else str(target) if w == "T" else w for w in command]
+    assert run_command(words) == 2
+    assert "new.tflite exists" in capsys.readouterr().err
+    assert target.read_text() == "another's"
+    monkeypatch.undo()
+    assert run_command([*words, "--force"]) == 0

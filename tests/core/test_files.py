@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import signal
@@ -12,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from dlas.core.errors import DlasError, StorageError
-from dlas.core.files import atomic_folder, atomic_path, scratch_folder, write_atomic
+from dlas.core.files import atomic_folder, atomic_path, atomic_paths, only_new, scratch_folder, write_atomic
 
 
 class BrokenError(Exception):
@@ -162,3 +163,54 @@ def test_the_folder_of_a_file_being_written_goes_away(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     with pytest.raises(StorageError, match="was removed meanwhile"), atomic_path(tmp_path / "a" / "b"):
         shutil.rmtree(tmp_path / "a")
+
+
+def race(paths: list[Path]) -> None:
+    """Write the files while somebody else makes the last one."""
+    with atomic_paths(paths) as temporaries:
+        for temporary in temporaries:
+            temporary.write_text("late")
+        paths[-1].write_text("early")
+
+
+def test_of_two_writers_of_a_new_file_the_first_wins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    target, other = tmp_path / "net.bin", tmp_path / "other.bin"
+    other.write_text("old")
+    monkeypatch.chdir(tmp_path)
+    with only_new(Path("net.bin")):
+        write_atomic(other, "new")  # files that are not meant are replaced as ever
+        with pytest.raises(DlasError, match="exists"):
+            race([other, target])
+        assert (target.read_text(), other.read_text()) == ("early", "new")
+        target.unlink()
+        write_atomic(target, "first")
+        with pytest.raises(DlasError, match="exists"):
+            write_atomic(target, "second")
+    assert target.read_text() == "first"
+    assert target.stat().st_nlink == 1
+    write_atomic(target, "third")
+    assert target.read_text() == "third"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["net.bin", "other.bin"]
+
+
+def test_the_last_moment_counts_too_and_a_place_without_links_works(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    link, target = os.link, tmp_path / "net.bin"
+
+    def raced(source: Path, place: Path) -> None:
+        place.write_text("early")
+        link(source, place)
+
+    monkeypatch.setattr(os, "link", raced)
+    with only_new(target), pytest.raises(DlasError, match="exists"):
+        write_atomic(target, "late")
+    assert target.read_text() == "early"
+
+    def refused(source: Path, place: Path) -> None:
+        raise PermissionError(errno.EPERM, "no links here")
+
+    monkeypatch.setattr(os, "link", refused)
+    with only_new(tmp_path / "plain.bin"):
+        write_atomic(tmp_path / "plain.bin", "x")
+    assert (tmp_path / "plain.bin").read_text() == "x"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -171,6 +172,13 @@ def check_target(target: Path, force: bool) -> None:
         raise UnsupportedError(
             f"format {format_for(target).name} can be read but not written", "accepted: " + ", ".join(endings)
         )
+
+
+def guarded_target(target: Path, force: bool) -> contextlib.AbstractContextManager[None]:
+    """While a command works: a file that somebody else puts at ``target`` meanwhile is kept, except with ``force``."""
+    from dlas.core.files import only_new
+
+    return contextlib.nullcontext() if force else only_new(target)
 
 
 def check_place(target: Path, force: bool) -> None:

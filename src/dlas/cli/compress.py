@@ -15,6 +15,7 @@ from dlas.cli._shared import (
     Split,
     check_target,
     figure_text,
+    guarded_target,
     method_options,
     say,
     size_text,
@@ -78,7 +79,9 @@ def compress(
     if plan:
         _show_plans(_plans(network, members, found), json)
     else:
-        _write(network, _applied(network, members, found), target, json)
+        small = _applied(network, members, found)
+        with guarded_target(target, force):
+            _write(network, small, target, json)
 
 
 def _members(arguments: list[str]) -> list[Method]:

@@ -14,6 +14,7 @@ from dlas.cli._shared import (
     Split,
     check_place,
     check_target,
+    guarded_target,
     pairs,
     say,
     size_text,
@@ -60,17 +61,18 @@ def convert(
 
     (check_place if converter else check_target)(target, force)
     rows = api.dataset(data, split)
-    done = api.convert(
-        source,
-        target,
-        architecture=architecture,
-        data=rows,
-        check=check,
-        read=pairs("--read", read or ()),
-        write=pairs("--write", write or ()),
-        converter=converter,
-        tell=lambda t: say("  " + t),
-    )
+    with guarded_target(target, force):
+        done = api.convert(
+            source,
+            target,
+            architecture=architecture,
+            data=rows,
+            check=check,
+            read=pairs("--read", read or ()),
+            write=pairs("--write", write or ()),
+            converter=converter,
+            tell=lambda t: say("  " + t),
+        )
     if json:
         write_json(done.to_dict())
     else:

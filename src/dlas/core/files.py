@@ -17,10 +17,11 @@ import shutil
 import stat
 import tempfile
 from collections.abc import Iterator, Sequence
+from contextvars import ContextVar
 from pathlib import Path
 from typing import IO
 
-from dlas.core.errors import StorageError
+from dlas.core.errors import DlasError, StorageError
 
 _HINT = "choose another output folder"
 _TMPDIR_HINT = "point TMPDIR at a folder that can be written and has room"
@@ -29,6 +30,8 @@ _REFUSALS = {
     errno.ENOTDIR, errno.EPERM, errno.EROFS, errno.ESTALE,
 }  # fmt: skip
 _BROKEN = {errno.EDQUOT, errno.EFBIG, errno.EIO, errno.ENOSPC, errno.EROFS, errno.ESTALE}
+_NO_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
+_guarded: ContextVar[frozenset[Path]] = ContextVar("guarded", default=frozenset())
 _HERE, _EXCHANGE = -100, 2  # AT_FDCWD and RENAME_EXCHANGE of renameat2(2)
 _SCRATCH = re.compile(r"\.?dlas-scratch-[a-z0-9_]{8}")
 
@@ -73,9 +76,47 @@ def atomic_paths(paths: Sequence[Path]) -> Iterator[list[Path]]:
         yield temporaries
         for temporary in temporaries:
             sync(temporary)
+        for path in paths:
+            _refuse_old(path)
         for temporary, path in zip(temporaries, paths, strict=True):
-            os.replace(temporary, path)
+            _rename(temporary, path)
         sync(folder)
+
+
+@contextlib.contextmanager
+def only_new(path: Path) -> Iterator[None]:
+    """In the block no file that stands at ``path`` is replaced by the functions above: of two writers the first wins.
+
+    Raises:
+        DlasError: There is one when it is to be written.
+    """
+    token = _guarded.set(_guarded.get() | {Path(os.path.abspath(path))})
+    try:
+        yield
+    finally:
+        _guarded.reset(token)
+
+
+def _is_guarded(path: Path) -> bool:
+    return Path(os.path.abspath(path)) in _guarded.get()
+
+
+def _refuse_old(path: Path) -> None:
+    if _is_guarded(path) and path.exists():
+        raise DlasError(f"{path} exists", "it was written meanwhile; name another file")
+
+
+def _rename(temporary: Path, path: Path) -> None:
+    if _is_guarded(path):
+        try:
+            os.link(temporary, path)  # unlike a rename, it replaces nothing
+            return
+        except FileExistsError:
+            _refuse_old(path)
+        except OSError as error:
+            if error.errno not in _NO_LINKS:
+                raise
+    os.replace(temporary, path)
 
 
 @contextlib.contextmanager
