@@ -437,6 +437,18 @@ def test_the_rest_is_left_to_pytorch(name: str) -> None:
         trace(module, (torch.zeros(shape),), False)
 
 
+def test_the_number_of_threads_is_put_back() -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        from_module(nn.Linear(4, 3), torch.zeros(ROWS))
+        with pytest.raises(NotTracedError):
+            trace(of(lambda m, x: x * len(x)), (torch.zeros(ROWS),), False)
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_training_is_not_traced() -> None:
     with pytest.raises(NotTracedError, match="training"):
         trace(nn.Sequential(nn.Dropout()).train(), (torch.zeros(ROWS),), False)

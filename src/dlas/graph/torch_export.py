@@ -332,12 +332,14 @@ def _largest_difference(
     import onnxruntime
     import torch
 
+    from dlas.graph.torch_trace.trace import one_thread
+
     generator = torch.Generator().manual_seed(0)
     inputs = [
         torch.randn(e.shape, generator=generator, dtype=e.dtype) if e.is_floating_point() else e
         for e in examples
     ]
-    with torch.no_grad():
+    with torch.no_grad(), one_thread():
         answer = module(*[i.clone() for i in inputs])  # it may work in place
     expected = [o.numpy() for o in (answer if isinstance(answer, tuple | list) else (answer,))]
     settings = onnxruntime.SessionOptions()

@@ -136,7 +136,7 @@ def _getitem(call: Call, input: Traced, index: Any) -> Any:
     """Slices, whole numbers, None and an ellipsis; one node for each axis."""
     if input.parts:
         return input.parts[index].value
-    listed = list(index) if isinstance(index, list | tuple) and not isinstance(index, list) else [index]
+    listed: list[Any] = list(index) if isinstance(index, tuple) else [index]
     need(
         all(i is None or i is Ellipsis or type(i) in (int, slice) for i in listed),
         "an index that is computed",
