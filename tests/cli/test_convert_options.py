@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 
 from dlas.cli.main import run_command
-from dlas.graph.format import load_model
+from dlas.core.errors import DlasError
+from dlas.core.files import only_new
+from dlas.graph.format import load_model, save_model
 from dlas.testing import models
 
 
@@ -130,3 +132,12 @@ def test_a_target_that_appears_meanwhile_is_kept(
     assert target.read_text() == "another's"
     monkeypatch.undo()
     assert run_command([*words, "--force"]) == 0
+
+
+def test_weights_beside_a_target_that_appears_meanwhile_are_kept(net: Path, tmp_path: Path) -> None:
+    target, beside = tmp_path / "new.onnx", tmp_path / "new.onnx.data"
+    target.write_text("another's")
+    beside.write_text("another's")
+    with only_new(target), pytest.raises(DlasError, match=r"new\.onnx exists"):
+        save_model(load_model(net), target, external_above=0)
+    assert beside.read_text() == "another's"

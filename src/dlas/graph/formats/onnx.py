@@ -19,7 +19,7 @@ import onnx_ir as ir
 from google.protobuf.message import DecodeError
 
 from dlas.core.errors import ModelError, UnsupportedError
-from dlas.core.files import open_regular, write_atomic
+from dlas.core.files import atomic_paths, open_regular, write_atomic
 from dlas.core.options import option
 from dlas.graph.format import Format, Written, formats
 from dlas.graph.formats._onnx_limits import check_size, drop_foreign, refuse_sparse
@@ -125,8 +125,9 @@ class OnnxFormat(Format):
             return Written(path)
         # Weights first: while only they exist, no reader can meet a model without them.
         beside = path.with_name(path.name + ".data")
-        write_atomic(beside, _move_out(proto, beside.name))
-        write_atomic(path, proto.SerializeToString(deterministic=True))
+        with atomic_paths([beside, path]) as (weights, network):
+            weights.write_bytes(_move_out(proto, beside.name))
+            network.write_bytes(proto.SerializeToString(deterministic=True))
         return Written(path, (f"weights ({size} bytes) are in {beside.name}; keep both files together",))
 
 
