@@ -85,22 +85,35 @@ def _real(name: str, suffixes: tuple[str, ...], real: Path | None) -> list[Seed]
 
 
 def _onnx(folder: Path) -> list[tuple[str, str, bytes]]:
-    """Functions, old opsets, constants as nodes, shape arithmetic, QOperator form, external weights."""
+    """Functions, old opsets, constants as nodes, shape arithmetic, QOperator form."""
+    rng = np.random.default_rng(0)
+    return [
+        (".onnx", "shaping", _shaping()),
+        (".onnx", "opset9", _old_opset(rng)),
+        (".onnx", "qoperator", _quantised(rng)),
+        (".onnx", "functions", _functions()),
+    ]
+
+
+def _onnx_bytes(nodes: list[Any], weights: dict[str, Any], opset: int, **fields: Any) -> bytes:
     from onnx import TensorProto, helper, numpy_helper
 
-    def graph(nodes: list[Any], weights: dict[str, Any], opset: int, **fields: Any) -> bytes:
-        made = helper.make_graph(
-            nodes,
-            "g",
-            [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", 4, 4, 4])],
-            [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
-            [numpy_helper.from_array(np.asarray(a), n) for n, a in weights.items()],
-        )
-        opsets = [helper.make_opsetid("", opset), *fields.pop("domains", ())]
-        return helper.make_model(made, opset_imports=opsets, ir_version=8, **fields).SerializeToString()
+    made = helper.make_graph(
+        nodes,
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", 4, 4, 4])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
+        [numpy_helper.from_array(np.asarray(a), n) for n, a in weights.items()],
+    )
+    opsets = [helper.make_opsetid("", opset), *fields.pop("domains", ())]
+    return helper.make_model(made, opset_imports=opsets, ir_version=8, **fields).SerializeToString()
 
-    node = helper.make_node
-    shaping = [
+
+def _shaping() -> bytes:
+    from onnx import numpy_helper
+    from onnx.helper import make_node as node
+
+    nodes = [
         node("Shape", ["x"], ["s"]),
         node("Gather", ["s", "zero"], ["n"], axis=0),
         node("Concat", ["n", "rest"], ["to"], axis=0),
@@ -122,39 +135,51 @@ def _onnx(folder: Path) -> list[tuple[str, str, bytes]]:
     constants = {n: np.array(v, np.int64) for n, v in ints.items()} | {
         "scales": np.array([1, 1, 2, 2], np.float32)
     }
-    old = [
+    return _onnx_bytes(nodes, constants, 18)
+
+
+def _old_opset(rng: np.random.Generator) -> bytes:
+    from onnx.helper import make_node as node
+
+    nodes = [
         node("Conv", ["x", "w", "b"], ["h"], kernel_shape=[3, 3], pads=[1, 1, 1, 1]),
         node("Upsample", ["h", "up"], ["u"], mode="nearest"),
         node("Unsqueeze", ["u"], ["q"], axes=[1]),
         node("ReduceSum", ["q"], ["f"], axes=[1], keepdims=0),
         node("BatchNormalization", ["f", "b", "b", "b", "v"], ["y"]),
     ]
-    rng = np.random.default_rng(0)
-    conv = {
+    weights = {
         "w": rng.standard_normal((4, 4, 3, 3)).astype(np.float32),
         "b": np.ones(4, np.float32),
         "v": np.ones(4, np.float32),
         "up": np.array([1, 1, 2, 2], np.float32),
     }
-    quant = [
+    return _onnx_bytes(nodes, weights, 9)
+
+
+def _quantised(rng: np.random.Generator) -> bytes:
+    from onnx.helper import make_node as node
+
+    nodes = [
         node("QuantizeLinear", ["x", "s", "z"], ["xq"]),
         node("QLinearConv", ["xq", "s", "z", "wq", "s", "wz", "s", "z"], ["h"], kernel_shape=[1, 1]),
         node("DequantizeLinear", ["h", "s", "z"], ["y"]),
     ]
-    eight = {
+    weights = {
         "s": np.float32(0.1), "z": np.uint8(128), "wz": np.int8(0),
         "wq": rng.integers(-127, 127, (4, 4, 1, 1)).astype(np.int8),
     }  # fmt: skip
+    return _onnx_bytes(nodes, weights, 13)
+
+
+def _functions() -> bytes:
+    from onnx.helper import make_function, make_opsetid
+    from onnx.helper import make_node as node
+
     body = [node("Mul", ["a", "a"], ["m"]), node("Relu", ["m"], ["b"])]
-    own = helper.make_function("own", "Square", ["a"], ["b"], body, [helper.make_opsetid("", 18)])
-    local = helper.make_opsetid("own", 1)
-    called = [node("Square", ["x"], ["h"], domain="own"), node("Square", ["h"], ["y"], domain="own")]
-    return [
-        (".onnx", "shaping", graph(shaping, constants, 18)),
-        (".onnx", "opset9", graph(old, conv, 9)),
-        (".onnx", "qoperator", graph(quant, eight, 13)),
-        (".onnx", "functions", graph(called, {}, 18, domains=[local], functions=[own])),
-    ]
+    own = make_function("own", "Square", ["a"], ["b"], body, [make_opsetid("", 18)])
+    nodes = [node("Square", ["x"], ["h"], domain="own"), node("Square", ["h"], ["y"], domain="own")]
+    return _onnx_bytes(nodes, {}, 18, domains=[make_opsetid("own", 1)], functions=[own])
 
 
 def _torch(folder: Path) -> list[tuple[str, str, bytes]]:
