@@ -1,0 +1,1 @@
+"""Ways to repair a converted network, one per file."""
