@@ -9,7 +9,7 @@ import onnx_ir as ir
 
 from dlas.core.errors import UnsupportedError
 from dlas.graph.formats.tflite import layout
-from dlas.graph.formats.tflite.ops.elementwise import _write_binary as write_binary
+from dlas.graph.formats.tflite.ops.elementwise import write_binary
 from dlas.graph.formats.tflite.places import Constant
 from dlas.graph.formats.tflite.rules import Rule
 from dlas.graph.formats.tflite.writer import Writer
