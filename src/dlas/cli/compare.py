@@ -233,13 +233,13 @@ def _show_flips(found: CompareReport) -> None:
             "" if r.truth is None else r.truth,
             r.source_label,
             f"{r.margin:.3g}",
-            ", ".join(f"{f.path} {f.label}" for f in r.flips if not f.explained),
+            "; ".join(f"{k} on {who}" for k, who in r.told_by(found, rounding=False).items()),
         )
         for r in rows[:_FLIPS]
     ]
     more = f", the first {_FLIPS}" if len(rows) > _FLIPS else ""
     title = f"{len(rows)} rows with labels that rounding does not explain{more}"
-    write_table(("row", "label", "source", "margin", "other label on"), cells, title)
+    write_table(("row", "label", "source", "margin", "other label"), cells, title)
 
 
 def _show_matrix(matrix: LabelMatrix) -> None:

@@ -60,7 +60,7 @@ def render(result: StudyResult, live: Live | None = None) -> str:
     }
     changes, changes_left_out = data.changes_of(result)
     return (
-        _environment()
+        environment()
         .get_template("page.html.j2")
         .render(
             result=result,
@@ -98,7 +98,7 @@ def render(result: StudyResult, live: Live | None = None) -> str:
 def render_index(**content: Any) -> str:
     """The list of studies that ``dlas serve`` shows; see ``page/index.html.j2``."""
     return (
-        _environment()
+        environment()
         .get_template("index.html.j2")
         .render(
             policy=policy([live_script()], live=True),
@@ -129,7 +129,8 @@ def live_script() -> str:
     return '"use strict";\n' + file("live.js")
 
 
-def _environment() -> jinja2.Environment:
+def environment() -> jinja2.Environment:
+    """Templates of the folder ``page``; every text in them is escaped."""
     return jinja2.Environment(
         loader=jinja2.FunctionLoader(file),
         autoescape=True,

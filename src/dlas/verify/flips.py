@@ -52,6 +52,19 @@ class FlippedRow:
         """Paths whose other label rounding cannot explain."""
         return sum(not flip.explained for flip in self.flips)
 
+    def told_by(self, report: CompareReport, *, rounding: bool = True) -> dict[int, str]:
+        """Who says each other label: ``all paths`` or their names; ``rounding`` has those it explains, marked so."""
+        several = len({path.target for path in report.paths}) > 1
+        able = sum(path.labels is not None for path in report.paths)
+        by: dict[int, list[str]] = {}
+        for flip in self.flips:
+            if rounding or not flip.explained:
+                name = f"{flip.target} {flip.path}" if several else flip.path
+                by.setdefault(flip.label, []).append(name + (" (rounding)" if flip.explained else ""))
+        return {
+            label: "all paths" if len(names) == able > 2 else ", ".join(names) for label, names in by.items()
+        }
+
     def to_dict(self) -> dict[str, Any]:
         """Plain dictionary, fit for JSON."""
         return {
