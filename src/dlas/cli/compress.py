@@ -27,7 +27,7 @@ from dlas.core.errors import DlasError
 if TYPE_CHECKING:
     from dlas.compress.method import Method, Plan
     from dlas.data.dataset import Dataset
-    from dlas.graph.model import Model
+    from dlas.graph.model import Model, Step
 
 
 def add_to(app: typer.Typer) -> None:
@@ -82,6 +82,33 @@ def compress(
         small = _applied(network, members, found)
         with guarded_target(target, force):
             _write(network, small, target, json)
+
+
+def _show_front(step: Step) -> None:
+    """The networks a step chose from, where it tried several."""
+    front = step.options.get("front")
+    if not isinstance(front, list):
+        return
+    rows = []
+    for point in front:
+        sqnr = point.get("sqnr_db")
+        rows.append(
+            (
+                "chosen" if point.get("chosen") else point.get("rank") or "",
+                len(point.get("float_layers", ())),
+                size_text(point["size_bytes"]),
+                _percent(point.get("label_diff")),
+                "same answers" if sqnr is None else f"{sqnr:.1f} dB",
+                _percent(point.get("held_out_label_diff")),
+                f"{point['latency_ms']:.3g}" if "latency_ms" in point else "",
+            )
+        )
+    columns = ("rank", "float layers", "size", "labels differ", "SQNR", "on other rows", "ms")
+    write_table(columns, rows, title=f"{step.action}: from int8 to float")
+
+
+def _percent(share: float | None) -> str:
+    return "" if share is None else f"{100 * share:.2f} %"
 
 
 def _members(arguments: list[str]) -> list[Method]:
@@ -181,6 +208,8 @@ def _write(before: Model, after: Model, target: Path, json: bool) -> None:
     write_table(
         ("layer", "op", "before", "after"), [(c["layer"], c["op"], c["before"], c["after"]) for c in changes]
     )
+    for step in after.history[len(before.history) :]:
+        _show_front(step)
     for name in new:
         if name in old and old[name].value != new[name].value:
             texts = [

@@ -87,7 +87,7 @@ def _show_network(network: Model, with_layers: bool) -> None:
     if network.preprocessing is not None:
         head.append(("preprocessing", network.preprocessing.to_json()))
     head += [
-        ("history", " ".join([s.action, *(f"{k}={v}" for k, v in s.options.items())]))
+        ("history", " ".join([s.action, *(f"{k}={_brief(v)}" for k, v in s.options.items())]))
         for s in network.history
     ]
     head += [("note", note) for step in network.history for note in step.notes]
@@ -190,6 +190,11 @@ def _shortened(value: Any, most: int) -> Any:
 
 def _shape(spec: TensorSpec) -> str:
     return ", ".join(map(str, spec.shape))
+
+
+def _brief(value: object) -> str:
+    """An option of a step; a list that a method recorded by its length."""
+    return f"[{len(value)}]" if isinstance(value, list) else str(value)
 
 
 def _number(figure: Figure) -> str:

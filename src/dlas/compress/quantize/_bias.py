@@ -24,6 +24,9 @@ _BATCH = 16  # the mean over one batch is close enough to that over all rows; la
 CORRECTED = ("Conv", "ConvTranspose", "Gemm")
 """Operators with a bias to correct; a MatMul has none."""
 
+FloatMeans = dict[int, dict[str, np.ndarray]]
+"""Mean of each layer's output over the rows of a part, by the number of the part and the name of the output."""
+
 
 def mean_errors(
     network: ir.Model,
@@ -35,6 +38,7 @@ def mean_errors(
     *,
     rows: int = 0,
     progress: Callable[[float], Any] | None = None,
+    float_means: FloatMeans | None = None,
 ) -> list[np.ndarray]:
     """Mean over rows and positions of float output minus quantised output, per layer and channel.
 
@@ -47,24 +51,27 @@ def mean_errors(
         batches: Stream of calibration rows.
         rows: Number of rows in the stream, for ``progress``.
         progress: Called with the fraction done.
+        float_means: What the float layers answered on the same rows in an earlier call, which is then not computed
+            again; filled by the first call, which must be for all layers there will be.
 
     Returns:
         ``(channels,) float64`` per layer. 0 where a mean is not finite, as behind a clip that hides an overflow.
     """
     if not layers:
         return []
-    writer, trial_writer = QdqWriter(network.graph), QdqWriter(trial.graph)
-    means = [_add_mean(writer, layer) for layer in layers]
+    names = [str(layer.outputs[0].name) for layer in layers]
+    exact = _FloatNetwork(network, layers, spec.name, {} if float_means is None else float_means)
+    trial_writer = QdqWriter(trial.graph)
     pairs = [_put_right(trial_writer, layer) for layer in trial_layers]
-    wanted = [str(mean.name) for mean in means]
     given, errors = [str(a.name) for a, _ in pairs], [str(b.name) for _, b in pairs]
-    exact, quantised = open_session(network, wanted), open_session(trial, errors)
+    quantised = open_session(trial, errors)
     fixed = spec.shape[0] if spec.shape and isinstance(spec.shape[0], int) else 0
-    sums, count = [np.zeros(())] * len(layers), 0
+    sums, count, done = [np.zeros(())] * len(layers), 0, 0
     for array in batches():
         for part in parts(array, fixed or _BATCH, fixed):
-            feed = {spec.name: part}
-            feed |= zip(given, exact.run(wanted, feed), strict=True)  # type: ignore[arg-type]
+            means = exact.means(done, part)
+            feed = {spec.name: part, **{g: means[n] for g, n in zip(given, names, strict=True)}}
+            done += 1
             found = quantised.run(errors, feed)
             sums = [
                 s + len(part) * np.asarray(e, np.float64).reshape(-1)
@@ -74,6 +81,26 @@ def mean_errors(
             if progress is not None and rows:
                 progress(min(1.0, count / rows))
     return [np.where(np.isfinite(s), s, 0.0) / max(count, 1) for s in sums]
+
+
+class _FloatNetwork:
+    """Means of the layers of the float network over each part of the rows; ``known`` ones are not computed."""
+
+    def __init__(self, network: ir.Model, layers: Sequence[ir.Node], feed: str, known: FloatMeans) -> None:
+        self._feed, self._known = feed, known
+        if known:
+            return
+        writer = QdqWriter(network.graph)
+        self._names = [str(layer.outputs[0].name) for layer in layers]
+        self._wanted = [str(_add_mean(writer, layer).name) for layer in layers]
+        self._session = open_session(network, self._wanted)
+
+    def means(self, at: int, part: np.ndarray) -> dict[str, np.ndarray]:
+        """Means over the part number ``at`` by the layer's output."""
+        if at not in self._known:
+            found: Any = self._session.run(self._wanted, {self._feed: part})
+            self._known[at] = dict(zip(self._names, found, strict=True))
+        return self._known[at]
 
 
 def outputs(layer: ir.Node, weight: np.ndarray) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 from dlas.compress.calibration import Batches, Range, calibrate
 from dlas.compress.qdq import Grid, activation_grid
-from dlas.compress.quantize._bias import CORRECTED, mean_errors
+from dlas.compress.quantize._bias import CORRECTED, FloatMeans, mean_errors
 from dlas.compress.quantize._lower import lower, restore_weights
 from dlas.compress.quantize._rewrite import Rewriter, weighted
 from dlas.compress.quantize._scheme import Scheme, choose, constant, input_at
@@ -143,13 +143,20 @@ def bias_shifts(
     batches: Batches,
     *,
     keep_float: str,
+    outputs: Collection[str] = (),
     per_channel: bool,
     rows: int,
     progress: Callable[[float], Any] | None = None,
+    float_means: FloatMeans | None = None,
 ) -> list[np.ndarray]:
-    """What :func:`corrected` layers lose on the mean, ``(channels,)`` each; ``graph`` stays as it is."""
+    """What :func:`corrected` layers lose on the mean, ``(channels,)`` each; ``graph`` stays as it is.
+
+    ``keep_float`` and ``outputs`` are those of :func:`~dlas.compress.quantize._scheme.choose`, the rest those of
+    :func:`~dlas.compress.quantize._bias.mean_errors`.
+    """
     copy, trial = graph.clone(), graph.clone()
-    float_scheme, trial_scheme = choose(copy.graph, keep_float), choose(trial.graph, keep_float)
+    float_scheme = choose(copy.graph, keep_float, outputs)
+    trial_scheme = choose(trial.graph, keep_float, outputs)
     by_name = {value.name: grid for value, grid in grids.items()}
     roots = {trial_scheme.group(value) for value in trial_scheme.tensors}
     trial_layers = corrected(trial_scheme)
@@ -160,4 +167,14 @@ def bias_shifts(
         if bias is not None:
             layer.replace_input_with(2, bias)  # its own rounding is done anew, not corrected
     layers = corrected(float_scheme)
-    return mean_errors(copy, layers, trial, trial_layers, spec, batches, rows=rows, progress=progress)
+    return mean_errors(
+        copy,
+        layers,
+        trial,
+        trial_layers,
+        spec,
+        batches,
+        rows=rows,
+        progress=progress,
+        float_means=float_means,
+    )
