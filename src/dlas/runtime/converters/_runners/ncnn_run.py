@@ -14,7 +14,10 @@ def convert(order: dict[str, Any]) -> None:
     net.opt.use_fp16_packed = net.opt.use_fp16_storage = net.opt.use_fp16_arithmetic = False
     strict = order["options"]["strict"]
     weights = order["source"][: -len(".param")] + ".bin"
-    for part, load, path in (("network", net.load_param, order["source"]), ("weights", net.load_model, weights)):
+    for part, load, path in (
+        ("network", net.load_param, order["source"]),
+        ("weights", net.load_model, weights),
+    ):
         code = load(path)
         if code != 0 and strict:
             raise NotImplementedError(f"ncnn cannot load the {part}: code {code}")
