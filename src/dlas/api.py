@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from dlas.runtime.bench import BenchRow
     from dlas.verify.compare import CompareReport
     from dlas.verify.conversion import Conversion
+    from dlas.verify.localize.report import LocalizeReport
+    from dlas.verify.repair.report import RepairReport
+    from dlas.verify.running import Subject
 
 _MODELS = "a path, a name of `dlas list`, a Model or a torch.nn.Module"
 
@@ -260,6 +263,109 @@ def compare(
             timeout_s=timeout_s,
             tell=tell,
         )
+
+
+def localize(
+    source: str | Path | Model,
+    target: str | Path | Model,
+    *,
+    data: str | Path | Dataset | None = None,
+    split: str = "",
+    rows: int = 32,
+    budget_s: float = 300.0,
+    architecture: str = "",
+    tell: Callable[[str], None] = lambda text: None,
+) -> LocalizeReport:
+    """Where a conversion does something else than its source, why, and the operators to look at.
+
+    Args:
+        source: The network that is right by definition.
+        target: Its conversion.
+        data: Samples; without them random numbers are fed.
+        split: Split of the data set.
+        rows: Samples at most.
+        budget_s: Seconds for the search for explanations.
+        architecture: For the bare checkpoints among them.
+        tell: Receives one line per step.
+    """
+    from dlas.verify.localize.report import localize_files
+
+    with _pair(source, target, data, split, architecture, tell) as (first, second, samples):
+        return localize_files(first, second, data=samples, rows=rows, budget_s=budget_s, tell=tell)
+
+
+def repair(
+    source: str | Path | Model,
+    target: str | Path | Model,
+    *,
+    data: str | Path | Dataset | None = None,
+    split: str = "",
+    rows: int = 200,
+    strategy: str = "replay",
+    minimal: bool = False,
+    budget_s: float = 300.0,
+    architecture: str = "",
+    tell: Callable[[str], None] = lambda text: None,
+) -> RepairReport:
+    """Change a conversion until it answers as its source does; the result's ``model`` is the repaired network.
+
+    Args:
+        source: The network that is right by definition.
+        target: Its conversion; it is not changed.
+        data: Samples: half of them to choose by, the other half for the last word.
+        split: Split of the data set.
+        rows: Samples at most.
+        strategy: ``replay``, or ``fetafix`` for the published procedure.
+        minimal: Drop every change whose removal changes nothing.
+        budget_s: Seconds.
+        architecture: For the bare checkpoints among them.
+        tell: Receives one line per step.
+    """
+    from dlas.verify.repair.report import repair_file
+
+    with _pair(source, target, data, split, architecture, tell) as (first, second, samples):
+        return repair_file(
+            first,
+            second,
+            data=samples,
+            rows=rows,
+            strategy=strategy,
+            minimal=minimal,
+            budget_s=budget_s,
+            tell=tell,
+        )
+
+
+@contextmanager
+def _pair(
+    source: Any, target: Any, data: Any, split: str, architecture: str, tell: Callable[[str], None]
+) -> Iterator[tuple[Subject, Subject, Dataset | None]]:
+    """Source and target opened, and the samples; the source with the preprocessing found out from them."""
+    from dataclasses import replace
+
+    from dlas.graph.format import save_model, takes
+    from dlas.graph.model import Model
+    from dlas.verify.running import Subject
+
+    bare = [g for g in (source, target) if not isinstance(g, Model) and takes(model_path(g), "architecture")]
+    if architecture and not bare:
+        raise OptionError("architecture", architecture, "none, as no file here is a bare checkpoint")
+    with scratch_folder() as folder:
+
+        def subject(given: Any) -> Subject:
+            if not isinstance(given, Model):
+                return Subject.open(model_path(given), architecture if given in bare else "")
+            path = folder / f"{given.renamed(given.name).name}-{given.hash[:8]}.onnx"
+            save_model(given, path)
+            return Subject(path, given)
+
+        first, second, samples = subject(source), subject(target), dataset(data, split)
+        if samples is not None:
+            model, note = prepared_for(first.model, samples)
+            first = replace(first, model=model)
+            if note:
+                tell(note)
+        yield first, second, samples
 
 
 def bench(

@@ -1,0 +1,97 @@
+"""``dlas localize``: where does a converted network go wrong, and why?"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from dlas.cli._shared import Architecture, Data, Json, Split, say, write_json, write_table
+
+if TYPE_CHECKING:
+    from dlas.verify.localize.report import LocalizeReport
+
+Budget = Annotated[float, typer.Option("--budget", help="Seconds for the search.", min=1)]
+
+
+def add_to(app: typer.Typer) -> None:
+    """Enter the command."""
+    app.command("localize")(localize)
+
+
+def localize(
+    source: Annotated[str, typer.Argument(help="The network that is right by definition.")],
+    target: Annotated[str, typer.Argument(help="Its conversion.")],
+    data: Data = "",
+    split: Split = "",
+    rows: Annotated[int, typer.Option(help="Samples to feed at most.", min=1)] = 32,
+    budget: Budget = 300.0,
+    reproducers: Annotated[
+        Path | None,
+        typer.Option(help="Folder for one small ONNX file per fault, with inputs and the expected result."),
+    ] = None,
+    architecture: Architecture = "",
+    json: Json = False,
+) -> int:
+    """Find the operators of a conversion that do something else, and what is wrong with them."""
+    from dlas import api
+
+    found = api.localize(
+        source,
+        target,
+        data=data or None,
+        split=split,
+        rows=rows,
+        budget_s=budget,
+        architecture=architecture,
+        tell=lambda text: say("  " + text),
+    )
+    written = found.write_reproducers(reproducers) if reproducers is not None else []
+    if json:
+        write_json({**found.to_dict(), "reproducers": [str(p) for p in written]})
+    else:
+        _show(found)
+        for path in written:
+            say(f"reproducer {path}, samples in {path.with_suffix('.npz').name}")
+    return int(bool(found.faults))
+
+
+def _show(found: LocalizeReport) -> None:
+    kind = "random " if found.random else ""
+    flips = "" if found.flips is None else f", {found.flips} labels differ"
+    say(
+        f"{found.target} against {found.source}: {found.rows} {kind}samples{flips}; {found.matched} tensors agree "
+        f"within {found.tolerance:g}, typically {found.typical:.1g}"
+    )
+    for note in found.notes:
+        say(f"note: {note}")
+    if not found.faults:
+        say("no fault found: every output follows from operators that agree")
+        return
+    rows = [
+        (
+            number,
+            f["fault"],
+            f["target_node"],
+            f["source_node"],
+            error_text(f["error_before"]),
+            error_text(f["error_after"]),
+            "" if f["flips"] is None else f["flips"],
+            f["detail"],
+        )
+        for number, f in enumerate(found.faults, 1)
+    ]
+    columns = ("fault", "class", "in target", "in source", "error", "mended", "labels", "what is wrong")
+    write_table(columns, rows)
+    for number, fault in enumerate(found.faults, 1):
+        if fault["hint"]:
+            say(f"fault {number}: {fault['hint']}")
+    origin = ", ".join(f"{k} {v}" for k, v in found.origin.items() if k in ("framework", "producer", "format") and v)
+    if origin:
+        say(f"the target says of itself: {origin}")
+
+
+def error_text(value: Any) -> str:
+    """A relative error for a table; None stands for one that cannot be computed."""
+    return "no result" if value is None else f"{value:.2g}"
