@@ -267,8 +267,9 @@ def compare(
 
 def localize(
     source: str | Path | Model,
-    target: str | Path | Model,
+    target: str | Path | Model | None = None,
     *,
+    path: str = "",
     data: str | Path | Dataset | None = None,
     split: str = "",
     rows: int = 32,
@@ -280,7 +281,8 @@ def localize(
 
     Args:
         source: The network that is right by definition.
-        target: Its conversion.
+        target: Its conversion; not with ``path``.
+        path: A back end instead: which operators of ``source`` does it compute otherwise than the network says?
         data: Samples; without them random numbers are fed.
         split: Split of the data set.
         rows: Samples at most.
@@ -288,8 +290,13 @@ def localize(
         architecture: For the bare checkpoints among them.
         tell: Receives one line per step.
     """
-    from dlas.verify.localize.report import localize_files
+    from dlas.verify.localize.report import localize_files, localize_path
 
+    if (target is None) == (not path):
+        raise OptionError("target and path", target or path, "a conversion or a back end, one of the two")
+    if target is None:
+        with _pair(source, source, data, split, architecture, tell) as (first, _, samples):
+            return localize_path(first, path, data=samples, rows=rows, timeout_s=budget_s, tell=tell)
     with _pair(source, target, data, split, architecture, tell) as (first, second, samples):
         return localize_files(first, second, data=samples, rows=rows, budget_s=budget_s, tell=tell)
 

@@ -22,7 +22,11 @@ def add_to(app: typer.Typer) -> None:
 
 def localize(
     source: Annotated[str, typer.Argument(help="The network that is right by definition.")],
-    target: Annotated[str, typer.Argument(help="Its conversion.")],
+    target: Annotated[str, typer.Argument(help="Its conversion; none with --path.")] = "",
+    path: Annotated[
+        str,
+        typer.Option(help="A back end that gives other answers on the same network, such as tvm:O3."),
+    ] = "",
     data: Data = "",
     split: Split = "",
     rows: Annotated[int, typer.Option(help="Samples to feed at most.", min=1)] = 32,
@@ -34,12 +38,13 @@ def localize(
     architecture: Architecture = "",
     json: Json = False,
 ) -> int:
-    """Find the operators of a conversion that do something else, and what is wrong with them."""
+    """Find the operators of a conversion (or on a back end) that do something else, and what is wrong with them."""
     from dlas import api
 
     found = api.localize(
         source,
-        target,
+        target or None,
+        path=path,
         data=data or None,
         split=split,
         rows=rows,
@@ -52,8 +57,8 @@ def localize(
         write_json({**found.to_dict(), "reproducers": [str(p) for p in written]})
     else:
         _show(found)
-        for path in written:
-            say(f"reproducer {path}, samples in {path.with_suffix('.npz').name}")
+        for file in written:
+            say(f"reproducer {file}, samples in {file.with_suffix('.npz').name}")
     return int(bool(found.faults))
 
 
@@ -76,7 +81,7 @@ def _show(found: LocalizeReport) -> None:
             f["target_node"],
             f["source_node"],
             error_text(f["error_before"]),
-            error_text(f["error_after"]),
+            "" if f["error_after"] is None else error_text(f["error_after"]),
             "" if f["flips"] is None else f["flips"],
             f["detail"],
         )
@@ -87,7 +92,9 @@ def _show(found: LocalizeReport) -> None:
     for number, fault in enumerate(found.faults, 1):
         if fault["hint"]:
             say(f"fault {number}: {fault['hint']}")
-    origin = ", ".join(f"{k} {v}" for k, v in found.origin.items() if k in ("framework", "producer", "format") and v)
+    origin = ", ".join(
+        f"{k} {v}" for k, v in found.origin.items() if k in ("framework", "producer", "format") and v
+    )
     if origin:
         say(f"the target says of itself: {origin}")
 

@@ -21,13 +21,21 @@ def add_to(app: typer.Typer) -> None:
 
 
 def repair(
-    source: Annotated[str, typer.Argument(help="The network that is right; with --apply or --undo, the target.")],
+    source: Annotated[
+        str, typer.Argument(help="The network that is right; with --apply or --undo, the target.")
+    ],
     target: Annotated[str, typer.Argument(help="Its conversion; not with --apply or --undo.")] = "",
-    out: Annotated[Path | None, typer.Option("-o", "--out", help="File to write; its ending names the format.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("-o", "--out", help="File to write; its ending names the format.")
+    ] = None,
     data: Data = "",
     split: Split = "",
-    rows: Annotated[int, typer.Option(help="Samples at most: half to choose by, half to prove.", min=2)] = 200,
-    strategy: Annotated[str, typer.Option(help="How: replay, or fetafix (the published procedure).")] = "replay",
+    rows: Annotated[
+        int, typer.Option(help="Samples at most: half to choose by, half to prove.", min=2)
+    ] = 200,
+    strategy: Annotated[
+        str, typer.Option(help="How: replay, or fetafix (the published procedure).")
+    ] = "replay",
     minimal: Annotated[bool, typer.Option("--minimal", help="Drop changes that are not needed.")] = False,
     budget: Budget = 300.0,
     apply: Annotated[
@@ -81,14 +89,18 @@ def repair(
         _show(found)
         for note in notes:
             say(f"note: {note}")
-        say(f"wrote {out} and {log.name}" if written else f"{out} was not written: there is nothing to change")
+        say(
+            f"wrote {out} and {log.name}" if written else f"{out} was not written: there is nothing to change"
+        )
     return int(found.outcome in ("improved", "unchanged"))
 
 
 def check_free(path: Path) -> None:
     """Raise OptionError when a file is there already."""
     if path.exists():
-        raise OptionError("-o", str(path.with_suffix("").with_suffix("")), f"a name for which {path.name} is free")
+        raise OptionError(
+            "-o", str(path.with_suffix("").with_suffix("")), f"a name for which {path.name} is free"
+        )
 
 
 def _from_log(source: str, target: str, out: Path, apply: Path | None, undo: Path | None, json: bool) -> int:
@@ -119,4 +131,6 @@ def _show(found: RepairReport) -> None:
         flips = f"{len(c.flips)} of {held} labels differ, " if c.label_diff else ""
         words.append(f"{name} {c.verdict} ({flips}relative error {c.relative_l2:.2g})")
     say(f"{found.outcome}: on {held} held-out samples {', '.join(words)}")
-    say(f"{found.strategy}: {len(found.patches)} changes, {found.runs} runs of a network, {found.seconds:.1f} s")
+    say(
+        f"{found.strategy}: {len(found.patches)} changes, {found.runs} runs of a network, {found.seconds:.1f} s"
+    )

@@ -98,7 +98,7 @@ class Case:
     @cached_property
     def small(self) -> ir.Model:
         """The region as a network of its own; edits by name fit it and the whole target alike."""
-        return _extracted(self.target, self.nodes, self.given, [self.region.target])
+        return extracted(self.target, self.nodes, self.given, [self.region.target])
 
     @cached_property
     def source_nodes(self) -> list[ir.Node]:
@@ -112,7 +112,7 @@ class Case:
         made = {str(o.name) for n in nodes for o in n.outputs}
         fed = {f for n in nodes for f in self.source.fed(n)} - made
         given = {n: self.walk.known.values[n][:1] for n in sorted(fed) if n in self.walk.known.values}
-        graph = _extracted(self.source, nodes, given, [self.region.source])
+        graph = extracted(self.source, nodes, given, [self.region.source])
         graph.graph.sort()
         fold_batch_norm(graph)
         return graph
@@ -204,7 +204,7 @@ def _constant(node: ir.Node, index: int, network: Network) -> np.ndarray | None:
     return network.constants.get(str(value.name)) if value is not None and value.name else None
 
 
-def _extracted(
+def extracted(
     network: Network, nodes: list[ir.Node], given: dict[str, np.ndarray], outputs: list[str]
 ) -> ir.Model:
     """Some nodes of a network as a graph: ``given`` become its inputs, constants its initializers."""
@@ -222,9 +222,7 @@ def _extracted(
         if name in network.constants
     }
     missing = {n for node in nodes for n in inputs_of(node)} - made - set(given) - set(weights)
-    inputs += [
-        onnx.helper.make_tensor_value_info(n, onnx.TensorProto.FLOAT, None) for n in sorted(missing)
-    ]
+    inputs += [onnx.helper.make_tensor_value_info(n, onnx.TensorProto.FLOAT, None) for n in sorted(missing)]
     graph = onnx.helper.make_graph(
         [ir.to_proto(n) for n in nodes],
         "region",

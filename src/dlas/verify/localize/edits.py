@@ -25,7 +25,9 @@ def constant(graph: ir.Model, array: np.ndarray, stem: str) -> ir.Value:
     """A new initializer."""
     name = free_name(graph.graph, stem)
     tensor = ir.tensor(np.ascontiguousarray(array), name=name)
-    value = ir.Value(name=name, shape=tensor.shape, type=ir.TensorType(tensor.dtype), const_value=tensor)
+    value = ir.Value(
+        name=name, shape=ir.Shape(tensor.shape.dims), type=ir.TensorType(tensor.dtype), const_value=tensor
+    )
     graph.graph.register_initializer(value)
     return value
 
@@ -82,7 +84,11 @@ def reorder(graph: ir.Model, node: str, order: tuple[int, ...]) -> None:
 
 
 def replace_operator(
-    graph: ir.Model, node: str, op_type: str, attributes: Mapping[str, ir.Attr], constants: Mapping[int, np.ndarray]
+    graph: ir.Model,
+    node: str,
+    op_type: str,
+    attributes: Mapping[str, ir.Attr],
+    constants: Mapping[int, np.ndarray],
 ) -> None:
     """Turn a node into another operator on the same data; ``constants`` are its constant inputs by place."""
     found = node_of(graph, node)

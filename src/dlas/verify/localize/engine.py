@@ -135,8 +135,11 @@ def find(
     walk = Walk(a, b, x, y, tolerance, pairs)
     _refuse_bad_source(walk)
     regions, state = walk.regions()
-    errors = [m.error for m in state.matches.values() if math.isfinite(m.error) and m.target not in
-              {r.target for r in regions}]
+    errors = [
+        m.error
+        for m in state.matches.values()
+        if math.isfinite(m.error) and m.target not in {r.target for r in regions}
+    ]
     typical = float(np.median(errors)) if errors else 0.0
     fine = _FINE if tolerance == _FLOAT else min(tolerance, max(_FINE, 10 * typical, _ENCODED))
     mild = _mild(walk, state, regions, fine) if tolerance == _FLOAT else []
@@ -176,7 +179,12 @@ def _fault(
     elif mild:
         words = ("precision", "rounding", f"{node}: a small difference that nothing explains", "")
     else:
-        words = ("unexplained", "unexplained", f"{', '.join(region.target_nodes[:4])}: nothing tried explains it", "")
+        words = (
+            "unexplained",
+            "unexplained",
+            f"{', '.join(region.target_nodes[:4])}: nothing tried explains it",
+            "",
+        )
     right = {region.target: turned(walk.known.values[region.source], region.order, region.shape)}
     flips = None
     if (total := _flips(wanted, before)) is not None:
@@ -209,7 +217,12 @@ def _mild(walk: Walk, state: State, regions: list[Region], fine: float) -> list[
     taken = {r.target for r in regions}
     found = []
     for name, match in state.matches.items():
-        if match.error <= fine or name in taken or not math.isfinite(match.error) or name in walk.target_inputs:
+        if (
+            match.error <= fine
+            or name in taken
+            or not math.isfinite(match.error)
+            or name in walk.target_inputs
+        ):
             continue
         known = (state.matches.keys() | walk.target_inputs.keys()) - {name}
         done = ({m.source for m in state.matches.values()} | walk.source_inputs.keys()) - {match.source}
@@ -261,7 +274,13 @@ def _real_outputs(graph: ir.Model) -> ir.Model:
             continue
         real = ir.Value(name=f"{output.name}.real", shape=output.shape, type=ir.TensorType(ir.DataType.FLOAT))
         copy.graph.append(
-            ir.Node("", "DequantizeLinear", [output, *node.inputs[1:]], outputs=[real], name=f"{output.name}.decode")
+            ir.Node(
+                "",
+                "DequantizeLinear",
+                [output, *node.inputs[1:]],
+                outputs=[real],
+                name=f"{output.name}.decode",
+            )
         )
         copy.graph.outputs[i] = real
     return copy
@@ -294,7 +313,8 @@ def _batched(rows: np.ndarray, network: Network, name: str) -> np.ndarray:
     first = value.shape[0] if value.shape is not None and len(value.shape) else 1
     if isinstance(first, int) and first > 1:
         raise UnsupportedError(
-            f"input {name!r} takes {first} samples at once", "export the network with a batch of one or a free one"
+            f"input {name!r} takes {first} samples at once",
+            "export the network with a batch of one or a free one",
         )
     return np.ascontiguousarray(rows[:, None])
 

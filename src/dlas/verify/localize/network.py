@@ -110,7 +110,7 @@ class Network:
 
     def between(self, outputs: Iterable[str], known: Mapping[str, object] | set[str]) -> list[ir.Node]:
         """The nodes that compute ``outputs`` from tensors in ``known``, in the order of execution."""
-        wanted, chosen = [o for o in outputs], set[int]()
+        wanted, chosen = list(outputs), set[int]()
         while wanted:
             name = wanted.pop()
             index = self.position.get(name, -1)
@@ -130,7 +130,9 @@ class Network:
                 return together
             session, outputs = self._session(node, given)
             rows = range(len(given[0]) if given else 0)
-            found = [session.run(None, {n: v[row] for n, v in zip(names, given, strict=True)}) for row in rows]
+            found = [
+                session.run(None, {n: v[row] for n, v in zip(names, given, strict=True)}) for row in rows
+            ]
             return {name: np.stack([r[i] for r in found]) for i, name in enumerate(outputs)}
         except DlasError:
             raise

@@ -11,12 +11,14 @@ from typing import Any
 import numpy as np
 import onnx
 
-from dlas.core.errors import ModelError
+from dlas.core.errors import ModelError, OptionError
 from dlas.core.files import write_atomic
 from dlas.core.worker import WorkerFailure, run_in_worker
 from dlas.data.dataset import Dataset
 from dlas.graph.model import Model
 from dlas.verify.localize.engine import find, named
+from dlas.verify.localize.runtime import Backend, find_in_runtime
+from dlas.verify.paths import parse_paths
 from dlas.verify.running import Subject, axes_of, fed_rows, source_rows
 
 _MEMORY = 8 * 2**30
@@ -137,6 +139,56 @@ def localize_files(
     )
 
 
+def localize_path(
+    subject: Subject,
+    path: str,
+    *,
+    data: Dataset | None = None,
+    rows: int = 8,
+    timeout_s: float = 300.0,
+    tell: Callable[[str], None] = lambda text: None,
+) -> LocalizeReport:
+    """Find the operators of a network that a back end computes otherwise than the network says.
+
+    Args:
+        subject: The network.
+        path: Back end and level, such as ``tvm:O3``.
+        data: Samples; without them random numbers are fed.
+        rows: Samples at most.
+        timeout_s: Longest time for compiling or running once.
+        tell: Receives one line per step.
+
+    Raises:
+        DlasError: The back end cannot compile or run the network as a whole.
+    """
+    ways = parse_paths(path)
+    if len(ways) != 1:
+        raise OptionError("path", path, "one back end at one level")
+    path = ways[0].label
+    x, _ = source_rows(subject.model, data, rows)
+    graph = opened(subject.model.to_bytes())
+    with Backend(ways[0], timeout_s) as run:
+        try:
+            found = find_in_runtime(graph, x, run, path=path, tell=tell)
+        except WorkerFailure as failure:
+            raise ModelError(f"{path} does not run {subject.path.name}: {failure.reason}") from failure
+    return LocalizeReport(
+        subject.path.name,
+        f"{subject.path.name} on {path}",
+        tuple(f.to_dict() for f in found.faults),
+        found.flips,
+        found.rows,
+        data is None,
+        found.matched,
+        found.tensors,
+        found.tolerance,
+        found.typical,
+        {"path": path},
+        tuple(found.notes),
+        tuple((f.reproducer, f.samples) for f in found.faults),
+    )
+
+
 def paired_rows(
     source: Subject, target: Subject, data: Dataset | None, rows: int
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
@@ -162,7 +214,9 @@ def search(
     found = find(a, b, x, y, budget_s=budget_s)
     return {
         "faults": [f.to_dict() for f in found.faults],
-        "reproducers": [[f.reproducer, {k: np.asarray(v) for k, v in f.samples.items()}] for f in found.faults],
+        "reproducers": [
+            [f.reproducer, {k: np.asarray(v) for k, v in f.samples.items()}] for f in found.faults
+        ],
         "flips": found.flips,
         "rows": found.rows,
         "matched": found.matched,
@@ -179,4 +233,3 @@ def opened(proto: bytes) -> Any:
     graph = model.editable()
     named(graph)
     return graph
-

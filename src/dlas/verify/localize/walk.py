@@ -19,10 +19,9 @@ import onnx_ir as ir
 from dlas.core.errors import DlasError
 from dlas.verify.localize.alignment import Candidates, Match, Order, orders, relative, squeezed, turned
 from dlas.verify.localize.network import Network, Values
+from dlas.verify.localize.trial import CONFIRMED, ROWS, Trial
 
 _REACH = 6  # operators from the border of a region to its end, on either side
-_AHEAD = 12  # operators behind a region in which agreement must come back
-_TRIAL_ROWS = 4
 _TRIALS = 80
 _FAULTS = 60  # a target with more is another network
 
@@ -90,7 +89,7 @@ class Walk:
         self.tolerance, self.pairs = tolerance, dict(pairs)
         self.source_inputs, self.target_inputs = dict(source_inputs), dict(target_inputs)
         self.known = Candidates(self._source_values())
-        self._below: dict[str, set[str]] = {}
+        self.trial = Trial(source, target, self.known, tolerance, self.pairs)
 
     def _source_values(self) -> Iterator[tuple[str, np.ndarray]]:
         yield from self.source_inputs.items()
@@ -176,10 +175,20 @@ class Walk:
             if any(o.name in unknown for o in node.outputs)
             and all(n in state.matches or n in self.target_inputs for n in self.target.fed(node))
         )
+        turned_wrongly = self.trial.misturned(first, state.matches, state.values)
+        if turned_wrongly is not None:
+            match, values = turned_wrongly
+            return self._described(match.target, match, values, state)
+        best: tuple[int, Match, np.ndarray] | None = None
         for u, s in self._pairs(first, unknown, state):
             for match, values in self._placements(u, s, state):
-                if self._agrees_behind(u, match, values, state):
+                score = self.trial.agreement(u, match, values, state.values)
+                if score >= CONFIRMED:
                     return self._described(u, match, values, state)
+                if score > (best[0] if best else 0):
+                    best = score, match, values
+        if best is not None:
+            return self._described(best[1].target, best[1], best[2], state)
         output = bad[0]
         match, values = next(self._placements(output, self.pairs[output], state))
         return self._described(output, match, values, state)
@@ -228,7 +237,7 @@ class Walk:
             usual = self._usual(u, state, small.ndim - 1)
             scored = sorted(
                 (
-                    (relative(small[:_TRIAL_ROWS].transpose(0, *(a + 1 for a in w)), mine[:_TRIAL_ROWS]), w)
+                    (relative(small[:ROWS].transpose(0, *(a + 1 for a in w)), mine[:ROWS]), w)
                     for w in ways
                 ),
                 key=lambda e: (e[1] != usual, e[0]),
@@ -262,62 +271,6 @@ class Walk:
             if before is not None and len(seen) < 20:
                 left += self.target.fed(before)
         return None
-
-    def _agrees_behind(self, u: str, match: Match, values: np.ndarray, state: State) -> bool:
-        """Whether the operators behind ``u`` agree with those behind the source's tensor once it is put right."""
-        if u in self.target.outputs and self.pairs.get(u) == match.source:
-            return True
-        rows = slice(0, _TRIAL_ROWS)
-        below = self._descendants(match.source)
-        known: dict[str, np.ndarray] = {u: values[rows]}
-        changed, looked = {u}, 0
-        for node in self.target.steps[self.target.position[u] + 1 :]:
-            fed = self.target.fed(node)
-            if not changed & set(fed):
-                continue
-            looked += 1
-            if looked > _AHEAD:
-                return False
-            given = {n: known[n] if n in known else state.values[n][rows] for n in fed if n in known or n in state.values}
-            if len(given) < len(fed):
-                continue
-            try:
-                found = self.target.run(node, given)
-            except DlasError:
-                continue
-            for name, result in found.items():
-                other = self._match_few(name, result, below)
-                if other:
-                    return True
-                known[name] = result
-                changed.add(name)
-        return False
-
-    def _match_few(self, name: str, result: np.ndarray, below: set[str]) -> bool:
-        if not np.issubdtype(result.dtype, np.floating) or not np.isfinite(result).all():
-            return False
-        small = squeezed(result)
-        for other in self.known.of_shape(small.shape[1:]):
-            if other not in below:
-                continue
-            wanted = squeezed(self.known.values[other][: len(small)])
-            if not wanted.any():
-                continue
-            for way in orders(wanted.shape[1:], small.shape[1:]):
-                if relative(wanted.transpose(0, *(a + 1 for a in way)), small) <= self.tolerance:
-                    return True
-        return False
-
-    def _descendants(self, tensor: str) -> set[str]:
-        if tensor not in self._below:
-            found, left = set[str](), [tensor]
-            while left:
-                for node in self.source.readers(left.pop()):
-                    fresh = {str(o.name) for o in node.outputs if o.name} - found
-                    found |= fresh
-                    left += fresh
-            self._below[tensor] = found
-        return self._below[tensor]
 
     def _described(
         self, u: str, match: Match, values: np.ndarray, state: State

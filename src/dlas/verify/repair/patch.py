@@ -161,13 +161,17 @@ def _exchanged(graph: ir.Model, old: Side, new: Side, title: str) -> ir.Model:
 
 
 def _misfit(title: str, reason: str) -> ModelError:
-    return ModelError(f"the patch {title!r} does not fit this network: {reason}", "use the file it was made for")
+    return ModelError(
+        f"the patch {title!r} does not fit this network: {reason}", "use the file it was made for"
+    )
 
 
 def _side_to_dict(side: Side) -> dict[str, Any]:
     return {
         "nodes": [MessageToDict(n) for n in side.nodes.values()],
-        "constants": {name: _array_to_dict(onnx.numpy_helper.to_array(t)) for name, t in side.constants.items()},
+        "constants": {
+            name: _array_to_dict(onnx.numpy_helper.to_array(t)) for name, t in side.constants.items()
+        },
         "inputs": [MessageToDict(v) for v in side.inputs],
         "outputs": [MessageToDict(v) for v in side.outputs],
     }

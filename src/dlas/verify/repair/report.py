@@ -111,7 +111,9 @@ def repair_file(
     if count < 2:
         raise ModelError("repair needs two samples at least: one to choose by and one to prove it")
     own = data is not None and target.model.preprocessing is not None
-    tell(f"repair {target.path.name} by {strategy}: {count - count // 2} rows to choose by, {count // 2} held out")
+    tell(
+        f"repair {target.path.name} by {strategy}: {count - count // 2} rows to choose by, {count // 2} held out"
+    )
     found = in_worker(
         "dlas.verify.repair.report:work", source.model.to_bytes(), target.model.to_bytes(), x, y if own else None,
         str(Choice.parse(strategy)), minimal, budget_s, budget_s=budget_s,
@@ -121,7 +123,10 @@ def repair_file(
     patches = tuple(Patch.from_dict(p) for p in found["patches"])
     repaired = Model.from_proto(onnx.ModelProto.FromString(found["graph"])).ir
     step = Step(
-        "repair", {"strategy": strategy, "source": source.path.name}, step_versions(), tuple(p.title for p in patches)
+        "repair",
+        {"strategy": strategy, "source": source.path.name},
+        step_versions(),
+        tuple(p.title for p in patches),
     )
     return RepairReport(
         source.path.name,
@@ -227,11 +232,17 @@ def read_log(path: Path) -> list[Patch]:
     try:
         content = json.loads(path.read_bytes())
     except OSError as error:
-        raise ModelError(f"{path}: {error.strerror}", "give the .patches.json that `dlas repair` wrote") from error
+        raise ModelError(
+            f"{path}: {error.strerror}", "give the .patches.json that `dlas repair` wrote"
+        ) from error
     except (ValueError, RecursionError) as error:
-        raise ModelError(f"{path} is no patch log: {error}", "give the .patches.json that `dlas repair` wrote") from error
+        raise ModelError(
+            f"{path} is no patch log: {error}", "give the .patches.json that `dlas repair` wrote"
+        ) from error
     if not isinstance(content, dict) or content.get("dlas_repair") != LOG_VERSION:
-        raise ModelError(f"{path} is no patch log of this version", "give the .patches.json that `dlas repair` wrote")
+        raise ModelError(
+            f"{path} is no patch log of this version", "give the .patches.json that `dlas repair` wrote"
+        )
     if not isinstance(content.get("patches"), list):
         raise ModelError(f"{path} holds no list of patches", "make it again with `dlas repair`")
     return [Patch.from_dict(p) for p in content["patches"]]

@@ -26,7 +26,10 @@ SETTINGS = {
     "Gather": (1,),
     "TopK": (1,),
     "OneHot": (1, 2),
-    **{f"Reduce{k}": (1,) for k in ("Mean", "Sum", "Max", "Min", "Prod", "L1", "L2", "LogSumExp", "SumSquare")},
+    **{
+        f"Reduce{k}": (1,)
+        for k in ("Mean", "Sum", "Max", "Min", "Prod", "L1", "L2", "LogSumExp", "SumSquare")
+    },
 }
 
 

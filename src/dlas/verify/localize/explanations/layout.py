@@ -10,7 +10,7 @@ import numpy as np
 import onnx_ir as ir
 
 from dlas.verify.localize.case import Case, Explanation, Proposal, explanations
-from dlas.verify.localize.edits import insert_after, insert_before, set_attribute, set_input
+from dlas.verify.localize.edits import bypass, insert_after, insert_before, set_attribute, set_input
 
 _MOST_AXES = 4
 
@@ -27,14 +27,21 @@ class Layout(Explanation):
         """Transposes that are there, then settings, then new Transposes."""
         for node in case.nodes:
             if node.op_type == "Transpose":
-                yield from _permutations(node)
+                yield from _permutations(case, node)
             if node.op_type == "Pad":
                 yield from _pads(case, node)
         for node in case.nodes:
             yield from _around(case, node)
 
 
-def _permutations(node: ir.Node) -> Iterator[Proposal]:
+def _permutations(case: Case, node: ir.Node) -> Iterator[Proposal]:
+    if all(n.op_type != "Transpose" for n in case.source_nodes):
+        yield _proposal(
+            node,
+            "extra Transpose",
+            f"Transpose {node.name} has no counterpart in the source",
+            lambda graph: bypass(graph, str(node.name)),
+        )
     present = node.attributes.get("perm")
     if present is None:
         return

@@ -45,8 +45,12 @@ class Operators(Explanation):
 
 def _extra(case: Case, node: ir.Node) -> Iterator[Proposal]:
     types = [n.op_type for n in case.source_nodes]
-    if node.op_type in types and [n.op_type for n in case.nodes].count(node.op_type) <= types.count(node.op_type):
+    if node.op_type in types and [n.op_type for n in case.nodes].count(node.op_type) <= types.count(
+        node.op_type
+    ):
         return
+    if node.op_type == "Transpose":
+        return  # a matter of layout
     fed = case.target.fed(node)
     # An operator on the way in changes what the network is given.
     fault = "input" if any(f in case.target.inputs for f in fed) and len(case.source_nodes) <= 1 else "graph"
@@ -106,7 +110,10 @@ def _wiring(case: Case, node: ir.Node) -> Iterator[Proposal]:
                 if value is None or str(value.name) in case.target.constants:
                     continue
                 for tensor in case.counterparts(read)[:4]:
-                    if tensor == value.name or case.target.position[tensor] >= case.target.position[case.region.target]:
+                    if (
+                        tensor == value.name
+                        or case.target.position[tensor] >= case.target.position[case.region.target]
+                    ):
                         continue
                     yield _rewired(case, node, other, index, str(value.name), tensor)
 
@@ -140,7 +147,12 @@ def _missing(case: Case, node: ir.Node) -> Iterator[Proposal]:
             continue
         attributes = dict(other.attributes)
         where: list[tuple[str, Any]] = [
-            ("behind", lambda graph, o=other, a=attributes, c=constants: insert_after(graph, str(node.name), o.op_type, a, c))
+            (
+                "behind",
+                lambda graph, o=other, a=attributes, c=constants: insert_after(
+                    graph, str(node.name), o.op_type, a, c
+                ),
+            )
         ]
         for index, value in enumerate(node.inputs):
             if value is not None and str(value.name) in case.target.fed(node):
@@ -180,11 +192,12 @@ def _labels(case: Case) -> Iterator[Proposal]:
         return
     columns = linear_sum_assignment(cost)[1]
     last = case.nodes[-1]
+    moved = int((columns != np.arange(len(columns))).sum())
     axis = case.wanted.ndim - 2
     yield Proposal(
         "graph",
         "labels in another order",
-        f"{last.op_type} {last.name}: the classes come in another order ({int((columns != np.arange(len(columns))).sum())} moved)",
+        f"{last.op_type} {last.name}: {moved} classes come in another place",
         str(last.name),
         "",
         lambda graph: insert_after(
@@ -199,7 +212,9 @@ def _present(case: Case) -> np.ndarray | None:
     from dlas.verify.localize.network import Network
 
     try:
-        return Network(case.small.clone(), bind=False).compute([case.region.target], case.given)[case.region.target]
+        return Network(case.small.clone(), bind=False).compute([case.region.target], case.given)[
+            case.region.target
+        ]
     except DlasError:
         return None
 

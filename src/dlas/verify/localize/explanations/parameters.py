@@ -85,8 +85,10 @@ def _candidates(
             if right is None or right.size != mine.size or right.dtype.kind != "f":
                 continue
             same = other.op_type == node.op_type and place == index
-            for shaped in _shaped(right, mine.shape):
-                found.append((not same, relative(shaped, mine), other, shaped.astype(mine.dtype)))
+            found += [
+                (not same, relative(shaped, mine), other, shaped.astype(mine.dtype))
+                for shaped in _shaped(right, mine.shape)
+            ]
     found.sort(key=lambda f: (f[0], f[1]))
     for _, _, other, right in found[:12]:
         yield other, right
@@ -159,7 +161,9 @@ def relation(mine: np.ndarray, right: np.ndarray) -> str:
         for dtype in ("float16",):
             if np.array_equal(right.astype(dtype).astype(np.float32), mine):
                 return f"rounded to {dtype}"
-        if np.array_equal((right.astype(np.float32).view(np.uint32) + 0x8000 & 0xFFFF0000).view(np.float32), mine):
+        if np.array_equal(
+            (right.astype(np.float32).view(np.uint32) + 0x8000 & 0xFFFF0000).view(np.float32), mine
+        ):
             return "rounded to bfloat16"
     levels = len(np.unique(mine))
     if mine.size > 4 * levels and levels < len(np.unique(right)) and relative(right, mine) < 0.7:
@@ -173,4 +177,6 @@ def _permuted(mine: np.ndarray, right: np.ndarray, axis: int) -> bool:
     b = np.moveaxis(right, axis, 0).reshape(right.shape[axis], -1)
     if len(a) < 2:
         return False
-    return bool(np.array_equal(a[np.lexsort(a.T[::-1])], b[np.lexsort(b.T[::-1])])) and not np.array_equal(a, b)
+    return bool(np.array_equal(a[np.lexsort(a.T[::-1])], b[np.lexsort(b.T[::-1])])) and not np.array_equal(
+        a, b
+    )

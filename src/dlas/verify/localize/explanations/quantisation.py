@@ -45,7 +45,9 @@ def _activation(case: Case, node: ir.Node) -> Iterator[Proposal]:
         info = np.iinfo(dtype)
         low, high = min(0.0, float(source.min())), max(0.0, float(source.max()))
         scale = (high - low) / (info.max - info.min) or 1.0
-        yield _proposal(case, node, [node, *readers], scale, round(info.min - low / scale), "range does not fit")
+        yield _proposal(
+            case, node, [node, *readers], scale, round(info.min - low / scale), "range does not fit"
+        )
     yield from _slips(case, node, [node, *readers])
 
 
@@ -55,9 +57,13 @@ def _slips(case: Case, node: ir.Node, nodes: list[ir.Node]) -> Iterator[Proposal
         return
     here = int(zero.reshape(-1)[0]) if zero is not None else 0
     for factor in (2.0, 0.5):
-        yield _proposal(case, node, nodes, float(scale.reshape(-1)[0]) * factor, here, f"scale off by {1 / factor:g}")
+        yield _proposal(
+            case, node, nodes, float(scale.reshape(-1)[0]) * factor, here, f"scale off by {1 / factor:g}"
+        )
     for shift in (1, -1, 128, -128):
-        yield _proposal(case, node, nodes, float(scale.reshape(-1)[0]), here + shift, f"zero point off by {-shift}")
+        yield _proposal(
+            case, node, nodes, float(scale.reshape(-1)[0]), here + shift, f"zero point off by {-shift}"
+        )
 
 
 def _proposal(

@@ -54,7 +54,9 @@ def _spliced(
     for tensor, (ours, order) in begins.items():
         shape = case.walk.known.values[tensor].shape[1:]
         back = tuple(int(a) for a in np.argsort(order))
-        names[tensor] = _laid_out(graph, value_of(graph, ours), case.given[ours].shape[1:], back, shape, fresh)
+        names[tensor] = _laid_out(
+            graph, value_of(graph, ours), case.given[ours].shape[1:], back, shape, fresh
+        )
     for node in nodes:
         inputs: list[ir.Value | None] = []
         for value in node.inputs:
@@ -151,11 +153,7 @@ def _free_node(graph: ir.Model, wanted: str) -> str:
 
 def _drop_dead(graph: ir.Model) -> None:
     while True:
-        dead = [
-            n
-            for n in graph.graph
-            if not any(o.uses() or o.is_graph_output() for o in n.outputs)
-        ]
+        dead = [n for n in graph.graph if not any(o.uses() or o.is_graph_output() for o in n.outputs)]
         if not dead:
             return
         graph.graph.remove(dead, safe=True)
