@@ -84,6 +84,28 @@ class Trial:
                     return Match(u, source, way, relative(values, present)), values
         return None
 
+    def lacking(self, first: ir.Node, matches: Matches, state: Values) -> tuple[Match, np.ndarray] | None:
+        """A tensor that ``first`` and others read which should be the source's next one.
+
+        An operator that is missing shows at every reader; it is one fault all the same.
+        """
+        done = {m.source for m in matches.values()}
+        for name in self.target.fed(first):
+            if name not in matches or self.target.maker(name) is None or len(self.target.readers(name)) < 2:
+                continue
+            order, present = matches[name].order, state[name]
+            for node in self.source.readers(matches[name].source):
+                for other in (str(o.name) for o in node.outputs if o.name):
+                    if other in done or other not in self.known.values:
+                        continue
+                    right = self.known.values[other]
+                    if right.shape != self.known.values[matches[name].source].shape:
+                        continue
+                    values = turned(right, order, present.shape[1:]).astype(present.dtype)
+                    if self._holds(name, values, first, matches, state):
+                        return Match(name, other, order, relative(values, present)), values
+        return None
+
     def _origin(self, name: str, matches: Matches) -> tuple[str, list[Order]] | None:
         """The result of the Transpose that gave a tensor its order of axes, and the other orders it could have."""
         seen = set[str]()

@@ -175,9 +175,11 @@ class Walk:
             if any(o.name in unknown for o in node.outputs)
             and all(n in state.matches or n in self.target_inputs for n in self.target.fed(node))
         )
-        turned_wrongly = self.trial.misturned(first, state.matches, state.values)
-        if turned_wrongly is not None:
-            match, values = turned_wrongly
+        before = self.trial.misturned(first, state.matches, state.values) or self.trial.lacking(
+            first, state.matches, state.values
+        )
+        if before is not None:
+            match, values = before
             return self._described(match.target, match, values, state)
         best: tuple[int, Match, np.ndarray] | None = None
         for u, s in self._pairs(first, unknown, state):
@@ -236,10 +238,7 @@ class Walk:
             ways = list(orders(small.shape[1:], mine.shape[1:]))
             usual = self._usual(u, state, small.ndim - 1)
             scored = sorted(
-                (
-                    (relative(small[:ROWS].transpose(0, *(a + 1 for a in w)), mine[:ROWS]), w)
-                    for w in ways
-                ),
+                ((relative(small[:ROWS].transpose(0, *(a + 1 for a in w)), mine[:ROWS]), w) for w in ways),
                 key=lambda e: (e[1] != usual, e[0]),
             )
             for _, way in scored[:6]:

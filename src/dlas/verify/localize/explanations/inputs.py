@@ -96,8 +96,8 @@ def _prepared(node: ir.Node, index: int, values: np.ndarray) -> Iterator[Proposa
                 factor, offset = _affine(mean_from, mean_to, shape, axis)
                 words.append(f"it expects {mean_to} where the source has {mean_from}")
             yield _proposal(name, index, node, " and ".join(words), axis if flip else None, factor, offset)
-    spatial = [a for a in range(1, len(shape)) if a != axis]
-    if len(shape) == 4 and len(spatial) == 2:
+    spatial = _spatial_axes(shape)
+    if spatial:
         perm = list(range(4))
         perm[spatial[0]], perm[spatial[1]] = perm[spatial[1]], perm[spatial[0]]
         yield Proposal(
@@ -155,3 +155,9 @@ def _channel_axis(shape: tuple[int, ...]) -> int | None:
     if len(shape) != 4:
         return None
     return next((a for a in (1, 3) if shape[a] == 3), None)
+
+
+def _spatial_axes(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Height and width of an image of three colours or one; nothing for other shapes."""
+    channels = next((a for a in (1, 3) if len(shape) == 4 and shape[a] in (1, 3)), None)
+    return () if channels is None else tuple(a for a in (1, 2, 3) if a != channels)
