@@ -69,9 +69,15 @@ class RemoteSampler(typing.Protocol):
 
 
 class WorkerSampler:
-    """A loaded artifact in a worker process, with the face of ``core.timing.Sampler``."""
+    """A loaded artifact in a worker process, with the face of ``core.timing.Sampler``.
 
-    def __init__(self, threads: int, timeout_s: float, memory_bytes: int | None = None) -> None:
+    Args:
+        threads: Processors the worker stays on; with None on all until :meth:`hold_to`.
+        timeout_s: Longest time for one call.
+        memory_bytes: Most memory the worker may take.
+    """
+
+    def __init__(self, threads: int | None, timeout_s: float, memory_bytes: int | None = None) -> None:
         self._worker = Worker(threads=threads, memory_bytes=memory_bytes, name="session")
         self._timeout_s = timeout_s
 
@@ -82,6 +88,10 @@ class WorkerSampler:
     def open(self, backend: str, folder: str, target: str, threads: int) -> dict[str, Any]:
         """Load an artifact; returns facts such as notes."""
         return self.call("open", backend, folder, target, threads)
+
+    def hold_to(self, threads: int) -> None:
+        """Let the worker, with all threads it has by now, stay on this many processors."""
+        self.call("hold_to", threads)
 
     def outputs(self, x: np.ndarray) -> np.ndarray:
         """First output on rows ``(N, ...)``."""

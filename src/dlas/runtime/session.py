@@ -6,7 +6,9 @@ numbers, arrays and dictionaries of these. The opened artifact lives in this mod
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+import os
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -208,6 +210,14 @@ def energy(seconds: float = 1.0) -> dict[str, Any]:
     }
 
 
+def hold_to(threads: int) -> None:
+    """Let this process, with all threads it has by now, stay on this many of its processors."""
+    allowed = sorted(os.sched_getaffinity(0))[:threads]
+    for thread in os.listdir("/proc/self/task"):
+        with contextlib.suppress(ProcessLookupError):  # it ended meanwhile
+            os.sched_setaffinity(int(thread), allowed)
+
+
 def close() -> None:
     """Close the artifact; calling it again does nothing."""
     global _session
@@ -258,5 +268,6 @@ def _filled(rows: np.ndarray, batch: int) -> np.ndarray:
 
 
 __all__ = [
-    "all_outputs", "build", "close", "energy", "feed", "memory", "open", "outputs", "profile", "sample", "warm_up",
+    "all_outputs", "build", "close", "energy", "feed", "hold_to", "memory", "open", "outputs", "profile", "sample",
+    "warm_up",
 ]  # fmt: skip

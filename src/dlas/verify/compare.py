@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from dlas.core.environment import usable_cores
 from dlas.core.errors import DlasError
 from dlas.core.files import scratch_folder
 from dlas.core.lazy import distribution_version
@@ -25,11 +26,13 @@ from dlas.verify.paths import RunPath, parse_paths
 from dlas.verify.report import Answers, CompareReport, PathResult
 from dlas.verify.running import Subject, axes_of, fed_rows, floors, in_order, native, source_rows
 from dlas.verify.times import BASE, PathTime, path_times
-from dlas.verify.warm import Compiler, Lane, settle, time_lanes
+from dlas.verify.warm import Compiler, Lane, Shelf, time_lanes
 
 __all__ = ["CompareReport", "PathResult", "Subject", "compare_files", "compare_layers", "worst"]
 
 Report = Callable[[str], None]
+
+_AT_ONCE = 4  # paths that answer at the same time: each may hold a whole network
 
 
 class SourceError(DlasError):
@@ -152,9 +155,9 @@ def _jobs(source: Subject, targets: Sequence[Subject], routes: Sequence[RunPath]
 def _answer(
     known: Known, jobs: Sequence[_Job], compiler: Compiler, keep: bool, timeout_s: float, tell: Report
 ) -> None:
-    """Run every job: one is compiled while the one before it answers."""
-    pool = ThreadPoolExecutor(max_workers=1)
-    opened: list[Lane] = []
+    """Run every job: one is compiled while those before it answer."""
+    pool = ThreadPoolExecutor(min(_AT_ONCE, usable_cores()))
+    shelf = Shelf()
     waiting: list[Future[None]] = []
 
     def run(job: _Job) -> None:
@@ -163,10 +166,10 @@ def _answer(
         except DlasError as error:
             job.result = failed(known, job.title, job.name, error)
         if job.lane is not None:
-            opened.append(job.lane)
-            if not keep or job.result.comparison is None:
+            if keep and job.result.comparison is not None:
+                shelf.put(job.lane)
+            else:
                 job.lane.close()
-            settle(opened)
 
     try:
         for job in jobs:
@@ -180,6 +183,11 @@ def _answer(
             waiting.append(pool.submit(run, job))
         for future in waiting:
             future.result()
+    except BaseException:
+        for job in jobs:  # whatever still runs need not be waited for
+            if job.lane is not None:
+                job.lane.close()
+        raise
     finally:
         pool.shutdown(cancel_futures=True)
 

@@ -1,13 +1,14 @@
 """Networks built for paths, each opened in a worker that stays: it gives answers now and times later.
 
-Compiling is done by one worker after another path, answering by one thread beside it; a path whose worker crashes,
-hangs or finds the disk full is told by what it raises, and the next one is not touched by it.
+One worker compiles, one path after the other; answers may be asked of several lanes at once, since a worker is held
+to its processors only when it is timed. A path whose worker crashes, hangs or finds the disk full raises what became
+of it, and the next one is not touched.
 """
 
 from __future__ import annotations
 
-import contextlib
 import tempfile
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -49,7 +50,7 @@ class Lane:
     def open(self) -> WorkerSampler:
         """Load the artifact in a worker, unless it is; raises WorkerFailure."""
         if self.sampler is None:
-            self.sampler = WorkerSampler(self.path.threads, self.timeout_s, _MEMORY)
+            self.sampler = WorkerSampler(None, self.timeout_s, _MEMORY)
             path = self.path
             try:
                 self.sampler.open(str(path.backend), str(self.artifact), path.target, path.threads)
@@ -166,6 +167,7 @@ def time_lanes(
         for name in (base, *group):
             try:
                 ready[name] = lanes[name].open()
+                ready[name].hold_to(lanes[name].path.threads)
                 ready[name].call("feed", {k: np.ascontiguousarray(v) for k, v in feeds[name].items()})
             except DlasError as error:
                 ready.pop(name, None)
@@ -182,9 +184,16 @@ def time_lanes(
     return taken, bases, why
 
 
-def settle(lanes: list[Lane]) -> None:
-    """Close the lanes opened first while more are open than are kept."""
-    opened = [lane for lane in lanes if lane.sampler is not None]
-    for lane in opened[: max(0, len(opened) - _AT_ONCE)]:
-        with contextlib.suppress(WorkerFailure):
-            lane.close()
+class Shelf:
+    """Lanes that answered and are kept open for their times: the last ones, as many as are kept together."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._lanes: list[Lane] = []
+
+    def put(self, lane: Lane) -> None:
+        """Add one and close the one that has been there longest, if there are too many."""
+        with self._lock:
+            self._lanes.append(lane)
+            if len(self._lanes) > _AT_ONCE:
+                self._lanes.pop(0).close()
