@@ -11,12 +11,15 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
-from dlas.core.errors import DlasError
-from dlas.graph.model import Model
+from dlas.core.errors import DlasError, ShapeError
+from dlas.graph.model import Model, TensorSpec
 from dlas.graph.reference import answers
 from dlas.graph.signature import adapt_rows, to_real
 from dlas.verify.differential import is_classifier
 from dlas.verify.repair.patch import Patch
+
+Rows = slice | np.ndarray
+_ALL = slice(None)
 
 
 @dataclass
@@ -31,7 +34,7 @@ class Job:
             source's rows are adapted to whatever the graph at hand takes.
         deadline: Moment of ``time.monotonic`` at which to stop.
         most_runs: Runs of a whole network that may be spent.
-        runs: Runs of a whole network on all rows so far.
+        runs: Runs of a whole network on all rows so far; one on some of the rows counts as their share.
     """
 
     source: ir.Model
@@ -40,13 +43,18 @@ class Job:
     y: Mapping[str, np.ndarray] | None = None
     deadline: float = math.inf
     most_runs: int = 10_000
-    runs: int = 0
+    runs: float = 0
     _wanted: np.ndarray | None = field(default=None, repr=False)
 
     @property
     def over(self) -> bool:
         """Whether the budget is spent."""
         return monotonic() > self.deadline or self.runs >= self.most_runs
+
+    @property
+    def rows(self) -> int:
+        """How many samples there are."""
+        return len(next(iter(self.x.values())))
 
     @property
     def wanted(self) -> np.ndarray:
@@ -57,26 +65,29 @@ class Job:
             self._wanted = _first(model, answers(model, dict(self.x)))
         return self._wanted
 
-    def fed(self, graph: ir.Model) -> dict[str, np.ndarray]:
-        """The rows as a graph takes them, by name of its inputs."""
+    def fed(self, graph: ir.Model, rows: Rows = _ALL) -> dict[str, np.ndarray]:
+        """The rows (or some of them) as a graph takes them, by name of its inputs."""
         model = Model(graph)
-        if self.y is not None:
-            return dict(self.y)
         names = [s.name for s in model.inputs]
+        if self.y is not None and all(_fits(self.y.get(s.name), s) for s in model.inputs):
+            return {n: v[rows] for n, v in self.y.items()}
         given = [self.x[n] for n in names] if set(names) == set(self.x) else list(self.x.values())
-        return {n: adapt_rows(v, model, i) for i, (n, v) in enumerate(zip(names, given, strict=True))}
+        if len(given) != len(names):
+            raise ShapeError(f"the network takes {len(names)} inputs, the source {len(given)}")
+        return {n: adapt_rows(v[rows], model, i) for i, (n, v) in enumerate(zip(names, given, strict=True))}
 
-    def output(self, graph: ir.Model) -> np.ndarray | None:
-        """First output of a graph on the rows, ``(rows, ...)`` float32; None where it cannot be run."""
-        self.runs += 1
+    def output(self, graph: ir.Model, rows: Rows = _ALL) -> np.ndarray | None:
+        """First output of a graph on the rows (or some), ``(rows, ...)`` float32; None where it cannot be run."""
+        wanted = self.wanted[rows]
+        self.runs += 1 if len(wanted) == self.rows else len(wanted) / self.rows
         try:
             model = Model(graph)
-            found = _first(model, answers(model, self.fed(graph)))
+            found = _first(model, answers(model, self.fed(graph, rows)))
         except DlasError:
             return None
-        if found.shape != self.wanted.shape and found.size == self.wanted.size:
-            found = found.reshape(self.wanted.shape)
-        return found if found.shape == self.wanted.shape and np.isfinite(found).all() else None
+        if found.shape != wanted.shape and found.size == wanted.size:
+            found = found.reshape(wanted.shape)
+        return found if found.shape == wanted.shape and np.isfinite(found).all() else None
 
     def flipped(self, found: np.ndarray | None) -> np.ndarray:
         """Which rows have another label than the source gives; all of them where there is no answer."""
@@ -131,6 +142,13 @@ def valid(graph: ir.Model) -> str:
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError, ValueError) as error:
         return " ".join(str(error).split())[:200]
     return ""
+
+
+def _fits(given: np.ndarray | None, spec: TensorSpec) -> bool:
+    """Whether rows can be fed as they are; a repair may have changed what the network takes."""
+    if given is None or given.dtype.name != spec.dtype or given.ndim != len(spec.shape):
+        return False
+    return all(isinstance(d, str) or d == got for d, got in zip(spec.shape[1:], given.shape[1:], strict=True))
 
 
 def _first(model: Model, found: Mapping[str, np.ndarray]) -> np.ndarray:

@@ -42,7 +42,7 @@ class RepairReport:
         log: One line per decision.
         notes: What is left.
         chosen_rows: Rows that choices were made on.
-        runs: Runs of a whole network on these rows.
+        runs: Runs of a whole network on these rows; one on a single row counts as its share.
         seconds: Time taken.
         model: The repaired network.
     """
@@ -57,7 +57,7 @@ class RepairReport:
     log: tuple[str, ...]
     notes: tuple[str, ...]
     chosen_rows: int
-    runs: int
+    runs: float
     seconds: float
     model: Model
 
@@ -173,7 +173,7 @@ def work(
         "graph": ir.to_proto(mended.graph).SerializeToString(deterministic=True),
         "log": mended.log,
         "notes": mended.notes,
-        "runs": job.runs,
+        "runs": round(job.runs, 2),
         "seconds": monotonic() - begun,
     }
 
