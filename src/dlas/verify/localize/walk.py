@@ -23,6 +23,8 @@ from dlas.verify.localize.trial import CONFIRMED, ROWS, Trial
 
 _REACH = 6  # operators from the border of a region to its end, on either side
 _TRIALS = 80
+_ALIKE = 0.8  # cosine between a wrong result and the right one of the same operator
+_NEAR = 2.5  # how many operators more a pair may span that agrees behind
 _FAULTS = 60  # a target with more is another network
 
 
@@ -182,15 +184,22 @@ class Walk:
             match, values = before
             return self._described(match.target, match, values, state)
         best: tuple[int, Match, np.ndarray] | None = None
-        for u, s in self._pairs(first, unknown, state):
+        near: tuple[float, Match, np.ndarray] | None = None
+        for rank, u, s in self._pairs(first, unknown, state):
+            if near is not None and rank > near[0] + _NEAR:
+                # Where the next operators are at fault as well, agreement comes back far behind, if at all.
+                break
             for match, values in self._placements(u, s, state):
                 score = self.trial.agreement(u, match, values, state.values)
                 if score >= CONFIRMED:
                     return self._described(u, match, values, state)
                 if score > (best[0] if best else 0):
                     best = score, match, values
-        if best is not None:
-            return self._described(best[1].target, best[1], best[2], state)
+                if near is None and self._resembles(u, s, values, state):
+                    near = rank, match, values
+        if best is not None or near is not None:
+            _, match, values = best or near  # type: ignore[misc]
+            return self._described(match.target, match, values, state)
         output = bad[0]
         match, values = next(self._placements(output, self.pairs[output], state))
         return self._described(output, match, values, state)
@@ -207,7 +216,18 @@ class Walk:
             left += self.target.fed(maker) if maker is not None else []
         return found
 
-    def _pairs(self, first: ir.Node, unknown: set[str], state: State) -> list[tuple[str, str]]:
+    def _resembles(self, u: str, s: str, right: np.ndarray, state: State) -> bool:
+        """Whether ``u`` comes from an operator of the same type as ``s`` and points the same way."""
+        maker, producer, present = self.target.maker(u), self.source.maker(s), state.values.get(u)
+        if maker is None or producer is None or maker.op_type != producer.op_type:
+            return False
+        if present is None or present.shape != right.shape or present.dtype.kind != "f":
+            return False
+        a, b = present.reshape(-1).astype(np.float64), right.reshape(-1).astype(np.float64)
+        norms = float(np.sqrt(np.einsum("i,i->", a, a) * np.einsum("i,i->", b, b)))
+        return bool(np.isfinite(norms)) and norms > 0 and float(np.einsum("i,i->", a, b)) / norms >= _ALIKE
+
+    def _pairs(self, first: ir.Node, unknown: set[str], state: State) -> list[tuple[float, str, str]]:
         """Tensors that may end the region, with what they may have to be: the smallest regions first."""
         ends = _forward(self.target, [str(o.name) for o in first.outputs if o.name in unknown], unknown)
         begins = [state.matches[n].source for n in self.target.fed(first) if n in state.matches]
@@ -226,7 +246,7 @@ class Walk:
                 rank = steps + others - (0.6 if same else 0.0) - (0.3 if final else 0.0)
                 ranked.append((rank, u, s))
         ranked.sort(key=lambda r: r[0])
-        return [(u, s) for _, u, s in ranked[:_TRIALS]]
+        return ranked[:_TRIALS]
 
     def _placements(self, u: str, s: str, state: State) -> Iterator[tuple[Match, np.ndarray]]:
         """Ways to lay the source's tensor ``s`` out as ``u``; the ones nearest to what the target has come first."""
