@@ -22,6 +22,7 @@ from dlas.hardware.target import targets
 from dlas.models.architecture import architectures
 from dlas.runtime.backend import backends
 from dlas.runtime.converter import converters
+from dlas.verify.mutate.mutation import mutations
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "choices.md"
 FAMILIES = (
@@ -32,6 +33,7 @@ FAMILIES = (
     ("runtime", "Back ends", backends),
     ("runtime", "Converters", converters),
     ("hardware", "Targets", targets),
+    ("verify", "Mutations", mutations),
 )
 HEAD = """# Every choice
 

@@ -49,6 +49,7 @@ def choices() -> list[dict[str, Any]]:
     from dlas.models.architecture import architectures
     from dlas.runtime.backend import backends
     from dlas.runtime.converter import converters
+    from dlas.verify.mutate.mutation import mutations
 
     families = (
         ("data", loaders),
@@ -58,6 +59,7 @@ def choices() -> list[dict[str, Any]]:
         ("runtime", backends),
         ("runtime", converters),
         ("hardware", targets),
+        ("verify", mutations),
     )
     found = []
     for layer, registry in families:

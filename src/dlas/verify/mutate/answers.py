@@ -6,11 +6,14 @@ Call through ``core.worker.Worker.call("dlas.verify.mutate.answers:answers", ...
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 
 import numpy as np
 
 from dlas.core.files import scratch_folder
 from dlas.core.options import Choice
+from dlas.graph import reference
+from dlas.graph.format import load_model
 from dlas.runtime import session
 
 
@@ -48,6 +51,13 @@ def answers(
             return session.all_outputs(x)
         finally:
             session.close()
+
+
+def both_ways(original: str, x: Mapping[str, np.ndarray]) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Each output of a network on the reference engine, with all optimisations and with none."""
+    model = load_model(Path(original), allow_nan=True)
+    first, second = reference.answers(model, x), reference.answers(model, x, level="disable")
+    return [(first[spec.name], second[spec.name]) for spec in model.outputs]
 
 
 def prepare(backend: str, target: str, original: str) -> None:

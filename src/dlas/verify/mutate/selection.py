@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from dlas.core.errors import OptionError
-from dlas.core.options import Choice
+from dlas.core.options import Choice, split_choices
 from dlas.verify.mutate.mutation import LEVELS, AnyMutation, Site, mutation_for, mutations
 
 # The operators of MutateNN's released configuration, each at all of its sites in one mutant.
@@ -65,8 +65,6 @@ def chosen_operators(text: str | Sequence[str]) -> list[Choice]:
         UnknownNameError: No such mutation, or no such option of it.
         OptionError: An option with a value it does not take, or no mutation at all.
     """
-    from dlas.verify.paths import split_choices
-
     parts = split_choices(text) if isinstance(text, str) else [p for t in text for p in split_choices(t)]
     found: dict[Choice, None] = {}
     for part in parts:

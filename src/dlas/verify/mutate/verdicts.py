@@ -114,9 +114,9 @@ def _judge(original: np.ndarray, mutant: np.ndarray, floor: NoiseFloor) -> PathF
 def _fate(found: Comparison, floor: NoiseFloor) -> Fate:
     if found.verdict is Verdict.DEGENERATE:
         return Fate.DEGENERATE
-    if found.verdict is Verdict.SCORE_DIFF:
-        return Fate.KILLED
-    if found.label_diff is not None and found.unexplained:
+    if found.label_diff is None:
+        return Fate.KILLED if found.verdict is Verdict.SCORE_DIFF else Fate.SCORE_KILLED
+    if found.unexplained:
         # On one path nothing but the mutant changes, so one flip that rounding cannot explain is enough.
         above = found.label_diff.value > (floor.flips / floor.rows if floor.rows else 0.0)
         return Fate.KILLED if above else Fate.SCORE_KILLED
