@@ -206,6 +206,15 @@ def test_onnx_runtime_tells_its_transformers_and_without_optimisation_none() -> 
     assert _member("ort:level=disable").passes(model) == []
 
 
+def test_the_optimisations_of_onnx_runtime_are_not_their_own_noise_floor() -> None:
+    """Or whatever they break would be called noise."""
+    paths = {
+        name: blame(models.residual(), _member(name)).floor.paths for name in ("ort:level=basic", "fake")
+    }
+    assert "optimisations" in paths["fake"]
+    assert "optimisations" not in paths["ort:level=basic"]
+
+
 def test_tvm_does_the_passes_it_is_told_in_order() -> None:
     _member("tvm")
     from dlas.verify.passes.tools.tvm import _sequence

@@ -35,7 +35,7 @@ __all__ = ["Blame", "PassOutcome", "PassReport", "PassResult", "blame", "pass_to
 _MEMORY = 8 * 2**30  # bytes that an optimiser and the network may take together
 _WORK = "dlas.verify.passes._attempts"
 _MOST_INTERACTIONS = 5
-_FLOOR = "onnxruntime, all optimisations against none"
+_FLOORS = ("onnxruntime, all optimisations against none", "onnxruntime, many rows at a time against one")
 
 Report = Callable[[str], None]
 
@@ -248,8 +248,8 @@ class _Trials:
         self.attempts = 0
         self._own = self._begin()
         self.floors = [
-            floor_between(to_real(first, model, i), to_real(second, model, i), _FLOOR)
-            for i, (first, second) in enumerate(zip(self._own["optimised"], self._own["arrays"], strict=True))
+            floor_between(to_real(first, model, i), to_real(second, model, i), _FLOORS[int(tool.in_runtime)])
+            for i, (first, second) in enumerate(zip(self._own["again"], self._own["arrays"], strict=True))
         ]
 
     def __enter__(self) -> _Trials:
@@ -335,5 +335,5 @@ class _Trials:
             self._worker.close()
         self._worker = Worker(threads=1, memory_bytes=_MEMORY, name="optimiser")
         self._seen = {}
-        given = [type(self._tool).__module__, self._proto, self._x]
+        given = [type(self._tool).__module__, self._proto, self._x, self._tool.in_runtime]
         return self._worker.call(f"{_WORK}:begin", *given, timeout_s=self._timeout_s)

@@ -46,9 +46,11 @@ class PassTool(Configurable):
 
     Class attributes:
         distribution: Python distribution whose version identifies it.
+        in_runtime: Whether it is part of ONNX Runtime, whose optimisations can then not be the noise floor.
     """
 
     distribution: ClassVar[str] = ""
+    in_runtime: ClassVar[bool] = False
 
     def bundles(self) -> list[PassTool]:
         """The optimiser at each level up to the one asked for, weakest first; itself is the last."""
@@ -81,7 +83,9 @@ class PassTool(Configurable):
         return by_onnxruntime(result, rows)
 
 
-def by_onnxruntime(result: bytes, rows: dict[str, np.ndarray], *, optimise: bool = False) -> Answers:
+def by_onnxruntime(
+    result: bytes, rows: dict[str, np.ndarray], *, optimise: bool = False, rows_per_run: int = _ROWS
+) -> Answers:
     """Run an ONNX file on ONNX Runtime, as it stands unless told to ``optimise``; see :meth:`PassTool.answers`."""
     import onnxruntime as ort
 
@@ -105,7 +109,7 @@ def by_onnxruntime(result: bytes, rows: dict[str, np.ndarray], *, optimise: bool
     fed = {name: rows[name if named else other] for name, other in zip(inputs, rows, strict=True)}
     first = [shape[0] for shape in inputs.values() if shape]
     try:
-        arrays = _in_parts(session, fed, first[0] if first and isinstance(first[0], int) else 0)
+        arrays = _in_parts(session, fed, first[0] if first and isinstance(first[0], int) else 0, rows_per_run)
     except InvalidResult:
         raise
     except Exception as error:
@@ -113,12 +117,12 @@ def by_onnxruntime(result: bytes, rows: dict[str, np.ndarray], *, optimise: bool
     return Answers(tuple(inputs), outputs, arrays)
 
 
-def _in_parts(session: Any, fed: dict[str, np.ndarray], fixed: int) -> list[np.ndarray]:
-    """All outputs for all rows, ``fixed`` of them at a time (0: any number)."""
+def _in_parts(session: Any, fed: dict[str, np.ndarray], fixed: int, free: int) -> list[np.ndarray]:
+    """All outputs for all rows, ``fixed`` of them at a time; ``free`` where any number is taken (``fixed`` is 0)."""
     counts = {len(x) if x.ndim else 0 for x in fed.values()}
     if len(counts) != 1 or counts == {0}:  # inputs that are no rows: one run takes them all
         return [np.asarray(y) for y in session.run(None, fed)]
-    total, step = counts.pop(), fixed or _ROWS
+    total, step = counts.pop(), fixed or free
     parts: list[list[np.ndarray]] = []
     for start in range(0, total, step):
         few = {n: x[start : start + step] for n, x in fed.items()}

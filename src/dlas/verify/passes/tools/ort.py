@@ -55,6 +55,7 @@ class Ort(PassTool):
     Options = OrtOptions
     requires: ClassVar[Mapping[str, str]] = {"onnxruntime": "all"}
     distribution = "onnxruntime"
+    in_runtime = True
     options: OrtOptions
 
     def bundles(self) -> list[PassTool]:
