@@ -7,19 +7,21 @@ did the same by hand: what was changed, and where, is known.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
 
-from dlas.core.errors import DlasError
+from dlas.core.errors import DlasError, ModelError, OptionError
 from dlas.graph.model import Model
 from dlas.graph.reference import answers
+from dlas.testing.rewrites import REWRITES, rewritten
 from dlas.verify.localize.alignment import relative
 from dlas.verify.mutate.editing import constant
 from dlas.verify.mutate.mutation import Mutation, Site, mutations, prepared
 
+SAME = 1e-5  # relative L2 of the answer that a rewrite may cost
 LEAST = 1e-4  # relative L2 of the answer below which a fault has no effect
 CLASSES = ("input", "layout", "parameter", "attribute", "graph")
 _TRIES = 40  # sites tried for one specimen
@@ -67,19 +69,52 @@ class Plant:
         model: The network.
         rows: ``(rows, ...)`` by input, on which a fault must have an effect.
         seed: Same seed, same specimens.
+        form: Rewrites that the targets have gone through before a fault is put in, as a converter would.
+
+    Attributes:
+        source: The network that is right.
+        graph: The same, rewritten.
+
+    Raises:
+        OptionError: A rewrite finds nothing to change.
     """
 
-    def __init__(self, model: Model, rows: Mapping[str, np.ndarray], seed: int = 0) -> None:
+    def __init__(
+        self, model: Model, rows: Mapping[str, np.ndarray], seed: int = 0, form: Sequence[str] = ()
+    ) -> None:
         self.rows, self.seed = dict(rows), seed
-        self.graph = prepared(model)
+        self.source = prepared(model)
+        converted = rewritten(self.source, *form)
+        if converted is None:
+            raise OptionError("form", ", ".join(form), "rewrites that change something in this network")
+        self.graph = converted
         self._output = model.outputs[0].name
-        self._wanted = answers(Model(self.graph), self.rows)[self._output]
+        self._wanted = answers(Model(self.source), self.rows)[self._output]
+
+    def equivalents(self) -> list[Specimen]:
+        """The network in every other form there is for it.
+
+        Raises:
+            ModelError: A rewrite has changed an answer.
+        """
+        found = []
+        for name in REWRITES:
+            target = rewritten(self.graph, name)
+            if target is None:
+                continue
+            error = self.error(target)
+            if not error <= SAME:
+                raise ModelError(
+                    f"the rewrite {name!r} changes answers of {self.graph.graph.name!r} by {error:.2g}"
+                )
+            found.append(Specimen(name, target, (), error))
+        return found
 
     def singles(self, count: int) -> list[Specimen]:
         """Networks with one fault each: the classes in turn, mutations of each class in turn, sites by lot."""
         found: list[Specimen] = []
         streams = self._streams()
-        waiting = {kind: iter(()) for kind in streams}
+        waiting: dict[str, Iterator[Specimen]] = {kind: iter(()) for kind in streams}
         while len(found) < count and streams:
             for kind in list(streams):
                 if len(found) == count:
