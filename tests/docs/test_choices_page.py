@@ -45,6 +45,6 @@ def test_every_choice_has_a_line_with_all_its_options() -> None:
 def test_every_choice_is_mentioned_by_a_test_of_its_layer(choice: dict[str, str]) -> None:
     """By its name or its module's; the suites find all members by themselves and so do not count."""
     folders = [ROOT / "tests" / choice["layer"], ROOT / "tests" / "verify"]
-    texts = [p.read_text() + p.name for folder in folders for p in folder.glob("*.py")]
+    texts = [p.read_text() + p.name for folder in folders for p in folder.rglob("*.py")]
     names = {choice["name"], choice["name"].replace("-", "_")}
     assert any(re.search(rf"(?<![a-z]){re.escape(name)}", text) for name in names for text in texts)
