@@ -186,11 +186,8 @@ def _cells(row: PathResult) -> dict[str, object]:
         "target": row.target,
         "path": row.path,
         "verdict": row.shown,
-        "reason": row.reason,
+        "reason": row.why,
     }
-    if row.time is not None and row.time.degradation is not None:
-        slower = f"{row.time.degradation.value:.2f} times as slow as {row.time.lowest}"
-        cells["reason"] = "; ".join(filter(None, (row.reason, slower)))
     if row.time is not None:
         cells["time"] = _time_text(row)
     compared = row.comparison
@@ -217,7 +214,7 @@ def _cells(row: PathResult) -> dict[str, object]:
 def _time_text(row: PathResult) -> str:
     time = row.time
     if time is None or time.latency is None:
-        return "none: " + time.reason if time else ""
+        return ""
     if time.ratio is None:
         return f"{time.latency.value:.3g} ms"
     return f"{time.latency.value:.3g} ms, {figure_text(time.ratio)}×"

@@ -92,7 +92,7 @@ def _headline(report: CompareReport) -> str:
 def _path_row(row: PathResult) -> dict[str, str]:
     """Cells of a path as text."""
     compared, time = row.comparison, row.time
-    cells = {"target": row.target, "path": row.path, "verdict": row.shown, "reason": row.reason}
+    cells = {"target": row.target, "path": row.path, "verdict": row.shown, "reason": row.why}
     cells |= dict.fromkeys(
         ("labels", "unexplained", "tau", "rbo", "sqnr", "max_abs", "top1", "p", "clipped", "time", "ratio"),
         "",
@@ -100,11 +100,6 @@ def _path_row(row: PathResult) -> dict[str, str]:
     if time is not None and time.latency is not None:
         cells["time"] = figure_words(time.latency)
         cells["ratio"] = figure_words(time.ratio) if time.ratio else ""
-        if time.degradation is not None:
-            slower = f"{figure_words(time.degradation)} the time of {time.lowest}"
-            cells["reason"] = "; ".join(filter(None, (row.reason, slower)))
-    elif time is not None:
-        cells["reason"] = "; ".join(filter(None, (row.reason, f"no time: {time.reason}")))
     if compared is None or row.shown in ("shape", "nan"):
         return cells
     if compared.label_diff is not None:

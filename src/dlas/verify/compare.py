@@ -203,7 +203,8 @@ def _run(known: Known, job: _Job, timeout_s: float) -> PathResult:
         axes = {"inputs": {}, "outputs": {}}
         found = job.lane.outputs(named_rows(target.model, known))
     answers = in_order(found, target.model, known.model)
-    return judged(known, target.model, job.title, job.name, answers, axes["outputs"])
+    row = judged(known, target.model, job.title, job.name, answers, axes["outputs"])
+    return replace(row, notes=job.lane.notes if job.lane else ())
 
 
 def _times(

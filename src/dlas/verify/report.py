@@ -46,6 +46,7 @@ class PathResult:
         rank_biased_overlap: Mean overlap of the rankings, p = 0.9.
         mcnemar_p: Chance that source and path are right equally often, where rows have labels.
         clipped: Share of the input values that an integer input cannot hold; None where it is no integer.
+        notes: What differs from what was asked, such as another precision.
         time: What it costs, where it was timed.
         labels: ``(N,)`` label of every row, where the outputs are class scores.
         distances: ``(N,)`` largest difference of any score of the row.
@@ -62,6 +63,7 @@ class PathResult:
     rank_biased_overlap: float | None = None
     mcnemar_p: float | None = None
     clipped: float | None = None
+    notes: tuple[str, ...] = ()
     time: PathTime | None = None
     labels: np.ndarray | None = field(default=None, compare=False, repr=False)
     distances: np.ndarray | None = field(default=None, compare=False, repr=False)
@@ -83,6 +85,16 @@ class PathResult:
         """The word for readers: equal answers that a higher level gives more slowly are ``time-only``."""
         return "time-only" if self.word == "equal" and self.time and self.time.degradation else self.word
 
+    @property
+    def why(self) -> str:
+        """All there is to say besides figures: the reason, what was slower, what differs from what was asked."""
+        slower = missing = ""
+        if self.time is not None and self.time.degradation is not None:
+            slower = f"{self.time.degradation.value:.3g} times the time of {self.time.lowest}"
+        if self.time is not None and self.time.latency is None:
+            missing = f"no time: {self.time.reason}"
+        return "; ".join(filter(None, (self.reason, slower, missing, *self.notes)))
+
     def to_dict(self) -> dict[str, Any]:
         """Plain dictionary, fit for JSON."""
         return {
@@ -97,6 +109,7 @@ class PathResult:
             "rank_biased_overlap": self.rank_biased_overlap,
             "mcnemar_p": self.mcnemar_p,
             "clipped": self.clipped,
+            "notes": list(self.notes),
             "others": {name: c.to_dict() for name, c in self.others.items()},
             "time": self.time.to_dict() if self.time else None,
         }

@@ -39,12 +39,15 @@ class Lane:
         path: The path.
         model: The network.
         artifact: What the back end made of it.
+        timeout_s: Longest time for one call.
+        notes: What differs from what was asked, once it was opened.
     """
 
     path: RunPath
     model: Model
     artifact: Path
     timeout_s: float = 300.0
+    notes: tuple[str, ...] = ()
     sampler: WorkerSampler | None = field(default=None, repr=False)
 
     def open(self) -> WorkerSampler:
@@ -53,7 +56,8 @@ class Lane:
             self.sampler = WorkerSampler(None, self.timeout_s, _MEMORY)
             path = self.path
             try:
-                self.sampler.open(str(path.backend), str(self.artifact), path.target, path.threads)
+                facts = self.sampler.open(str(path.backend), str(self.artifact), path.target, path.threads)
+                self.notes = tuple(map(str, facts["notes"]))
             except WorkerFailure:
                 self.close()
                 raise
