@@ -22,6 +22,7 @@ from typing import Any
 from dlas.core.cache import default_root
 from dlas.core.errors import DlasError, StorageError, UnsupportedError
 from dlas.core.files import atomic_folder, explain_write, remove_dead
+from dlas.core.lazy import installed
 from dlas.core.locks import locked
 from dlas.core.subprocesses import Ended, run_program
 
@@ -140,7 +141,10 @@ class SideEnvironment:
                 return self.folder
             remove_dead(root)
             self._check_room(root)
-            with explain_write(f"to {root}", _HINT, below=root), atomic_folder(self.folder) as temporary:
+            with (
+                explain_write(f"to {root}", _HINT, below=root),
+                atomic_folder(self.folder, many=True) as temporary,
+            ):
                 self._fill(temporary, tell)
         return self.folder
 
@@ -153,13 +157,15 @@ class SideEnvironment:
         scratch = folder / _TEMPORARY
         scratch.mkdir()
         tell(f"{self.name}: make a virtual environment of Python {sys.version.split()[0]}")
-        self._step(
-            [sys.executable, "-I", "-m", "venv", folder], scratch, _BUILD_S, "make a virtual environment"
-        )
+        # Our own pip installs for another Python; giving that one a copy takes longer than a small environment itself.
+        bare = ["--without-pip"] if installed("pip") else []
+        made = [sys.executable, "-I", "-m", "venv", *bare, folder]
+        self._step(made, scratch, _BUILD_S, "make a virtual environment")
         python = folder / "bin" / "python"
+        pip = [sys.executable, "-I", "-m", "pip", "--python", python] if bare else [python, "-I", "-m", "pip"]
         watch = _Watch(self.name, len(self.pins), tell)
-        install = [python, "-I", "-m", "pip", "install", "--no-input", "--disable-pip-version-check",
-                   "--progress-bar", "off", "--retries", "2", *self.pip, "--requirement", self.lock]  # fmt: skip
+        install = [*pip, "install", "--no-input", "--disable-pip-version-check", "--progress-bar", "off",
+                   "--retries", "2", *self.pip, "--requirement", self.lock]  # fmt: skip
         self._step(install, scratch, _BUILD_S, "install its packages", watch)
         tell(f"{self.name}: try it")
         self._step([python, "-I", "-c", f"import {self.imports}"], scratch, _TRY_S, f"import {self.imports}")

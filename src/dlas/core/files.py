@@ -120,10 +120,14 @@ def _rename(temporary: Path, path: Path) -> None:
 
 
 @contextlib.contextmanager
-def atomic_folder(path: Path) -> Iterator[Path]:
+def atomic_folder(path: Path, *, many: bool = False) -> Iterator[Path]:
     """An empty folder to fill, renamed to ``path`` when the block ends well and removed when it does not.
 
     A folder that stands at ``path`` already is replaced as a whole.
+
+    Args:
+        path: The folder.
+        many: It will hold thousands of files: the whole file system is flushed at once, not one file after the other.
 
     Raises:
         StorageError: The parent folder does not exist or cannot be written, or the disk is full.
@@ -133,7 +137,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         temporary, old = scratch / "new", scratch / "old"
         temporary.mkdir()
         yield temporary
-        sync_tree(temporary)
+        (_sync_all if many else sync_tree)(temporary)
         if not (path.is_dir() and _exchange(temporary, path)):
             if path.exists():
                 os.rename(path, old)
@@ -249,6 +253,17 @@ def sync(path: Path) -> None:
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _sync_all(folder: Path) -> None:
+    """Flush the file system that a folder is on."""
+    handle = _open_folder(folder)
+    try:
+        if ctypes.CDLL(None, use_errno=True).syncfs(handle) != 0:
+            number = ctypes.get_errno()
+            raise OSError(number, os.strerror(number), str(folder))
     finally:
         os.close(handle)
 

@@ -14,7 +14,7 @@ class OnnxLegacy(HomeConverter):
 
     name = "onnx-legacy"
     summary = "PyTorch to ONNX by the TorchScript exporter (dynamo=False) as it is"
-    takes = (".th", ".pt", ".pth", ".pt2")
+    takes = (".th", ".pt", ".pth")  # it cannot trace an exported program
     gives = (".onnx",)
     function = "dlas.runtime.converters._torch:legacy"
 
