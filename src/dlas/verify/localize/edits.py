@@ -24,7 +24,8 @@ def node_of(graph: ir.Model, name: str) -> ir.Node:
 def constant(graph: ir.Model, array: np.ndarray, stem: str) -> ir.Value:
     """A new initializer."""
     name = free_name(graph.graph, stem)
-    tensor = ir.tensor(np.ascontiguousarray(array), name=name)
+    # np.ascontiguousarray would give a scalar an axis.
+    tensor = ir.tensor(np.asarray(array, order="C"), name=name)
     value = ir.Value(
         name=name, shape=ir.Shape(tensor.shape.dims), type=ir.TensorType(tensor.dtype), const_value=tensor
     )

@@ -7,6 +7,7 @@ those that have come. It applies to a graph that holds exactly what it takes awa
 from __future__ import annotations
 
 import base64
+import math
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -18,8 +19,10 @@ import onnx_ir as ir
 from google.protobuf.json_format import MessageToDict, ParseDict, ParseError
 
 from dlas.core.errors import ModelError
+from dlas.graph.formats._onnx_tensors import all_tensors
 
 _LARGEST = 2**31  # bytes of one constant
+_DAMAGES = (KeyError, TypeError, ValueError, OverflowError, AttributeError, ParseError, zlib.error)
 
 
 @dataclass(frozen=True)
@@ -90,7 +93,7 @@ class Patch:
             if not isinstance(fields["title"], str) or not isinstance(evidence, Mapping):
                 raise TypeError("title and evidence")
             old, new = _side_from_dict(fields["old"]), _side_from_dict(fields["new"])
-        except (KeyError, TypeError, ValueError, AttributeError, ParseError, zlib.error) as error:
+        except _DAMAGES as error:
             raise ModelError(
                 f"the patch log is damaged: {error}", "make it again with `dlas repair`"
             ) from error
@@ -179,6 +182,8 @@ def _side_to_dict(side: Side) -> dict[str, Any]:
 
 def _side_from_dict(fields: Mapping[str, Any]) -> Side:
     nodes = [ParseDict(n, onnx.NodeProto()) for n in fields["nodes"]]
+    for node in nodes:
+        _refuse_external(node)
     return Side(
         {n.name: n for n in nodes},
         {
@@ -190,6 +195,13 @@ def _side_from_dict(fields: Mapping[str, Any]) -> Side:
     )
 
 
+def _refuse_external(node: onnx.NodeProto) -> None:
+    # A log may come from anybody: it must not bring files of this machine into a network.
+    for label, tensor in all_tensors(onnx.ModelProto(graph=onnx.GraphProto(node=[node]))):
+        if tensor.data_location == onnx.TensorProto.EXTERNAL:
+            raise ValueError(f"{label} lies in another file")
+
+
 def _array_to_dict(array: np.ndarray) -> dict[str, Any]:
     packed = zlib.compress(np.ascontiguousarray(array).tobytes(), 6)
     return {"dtype": array.dtype.name, "shape": list(array.shape), "zlib": base64.b64encode(packed).decode()}
@@ -198,8 +210,8 @@ def _array_to_dict(array: np.ndarray) -> dict[str, Any]:
 def _array_from_dict(fields: Mapping[str, Any]) -> np.ndarray:
     dtype = np.dtype(fields["dtype"])
     shape = tuple(int(d) for d in fields["shape"])
-    size = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
-    if min(shape, default=1) < 0 or not 0 <= size <= _LARGEST:
+    size = math.prod(shape) * dtype.itemsize
+    if min(shape, default=1) < 0 or size > _LARGEST:
         raise ValueError(f"a constant of {size} bytes")
     unpacker = zlib.decompressobj()
     data = unpacker.decompress(base64.b64decode(fields["zlib"]), size + 1)
