@@ -120,7 +120,7 @@ def _wiring(case: Case, node: ir.Node) -> Iterator[Proposal]:
 
 def _rewired(case: Case, node: ir.Node, other: ir.Node, index: int, old: str, tensor: str) -> Proposal:
     if tensor not in case.given:
-        case.given[tensor] = case.state.values[tensor][: len(case.wanted)]
+        case.given[tensor] = case.state.values[tensor][case.rows]
         # The region now has one more way in.
         value = ir.Value(
             name=tensor,
