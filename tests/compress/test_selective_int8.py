@@ -167,6 +167,14 @@ def test_at_most_so_many_layers_stay_float() -> None:
     assert len(front_of(found)[-1]["float_layers"]) == DEPTH  # the float end is on record all the same
 
 
+def test_a_choice_that_other_rows_do_not_confirm_says_so() -> None:
+    found = select(chain(), choose="smallest", images=2, max_label_diff=0.01)
+    point, _ = chosen(found)
+    unconfirmed = point["held_out_label_diff"] > 0.01
+    assert unconfirmed, "two rows can hardly tell; take another seed"
+    assert any("do not confirm" in n for n in found.history[-1].notes)
+
+
 def test_the_search_ends_where_it_must() -> None:
     found = select(chain(seed=3), max_networks=4, search="sweep")
     assert any("the search ended at 4 networks" in n for n in found.history[-1].notes)

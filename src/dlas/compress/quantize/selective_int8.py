@@ -351,8 +351,11 @@ def _words_on(
     notes.append(
         f"on other rows, which had no say: {words(best.held_out_label_diff, best.held_out_relative_l2)}"
     )
+    other = best.held_out_relative_l2 if best.held_out_label_diff is None else best.held_out_label_diff
     if options.choose != "knee" and best.dissimilarity > options.max_label_diff:
         notes.append("no network within the limits is right; this is the most faithful one")
+    elif options.choose != "knee" and other is not None and other > options.max_label_diff:
+        notes.append("the other rows do not confirm that it is right: choose by more images")
     if trials.spent:
         notes.append(f"the search ended at {options.max_networks} networks (max_networks)")
     notes.append(f"{len(trials.points)} networks tried on rows of {data.name if data else ''}")
