@@ -45,3 +45,7 @@ def sample(*arguments: Any) -> list[float]:
     if "kernels=builtin" in _opened:
         os.kill(os.getpid(), signal.SIGABRT)
     return session.sample(*arguments)
+
+
+def processors() -> int:
+    return len(os.sched_getaffinity(0))

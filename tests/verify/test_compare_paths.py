@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import sys
 import xml.etree.ElementTree as ET
 from pathlib import Path
@@ -17,6 +18,7 @@ from dlas.cli.main import run_command
 from dlas.core.errors import DataError, UnknownNameError
 from dlas.core.figure import Figure, Source
 from dlas.core.timing import Protocol, Timing
+from dlas.core.worker import Worker
 from dlas.verify.differential import Comparison, NoiseFloor, Verdict
 from dlas.verify.flips import write_csv
 from dlas.verify.gate import failures, read_baseline
@@ -107,6 +109,27 @@ def test_whatever_becomes_of_a_path_is_a_row(monkeypatch: pytest.MonkeyPatch) ->
     assert "SIGABRT" in died.reason
     assert found["ort:all"].time is not None
     assert found["ort:all"].time.latency is not None
+
+
+def test_a_worker_is_held_to_its_processors_when_it_is_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+    allowed = len(os.sched_getaffinity(0))
+    with Worker() as worker:
+        assert worker.call("misbehaving_session:processors") == allowed
+        worker.call("misbehaving_session:hold_to", 1)
+        assert worker.call("misbehaving_session:processors") == 1
+
+
+def test_what_a_path_does_otherwise_than_asked_is_told() -> None:
+    report = dlas.compare(
+        "digits-cnn", "digits-cnn", data="digits", split="test", rows=4, paths=["tvm:O0/2,ort:all/2"]
+    )
+    tvm, ort = report.paths
+    if tvm.word == "unsupported":
+        pytest.skip(tvm.reason)
+    assert any("one thread" in note for note in tvm.notes)
+    assert "one thread" in tvm.why
+    assert ort.notes == ()
 
 
 def test_two_runs_say_the_same(hurt: Path) -> None:
