@@ -206,6 +206,15 @@ def test_onnx_runtime_tells_its_transformers_and_without_optimisation_none() -> 
     assert _member("ort:level=disable").passes(model) == []
 
 
+def test_a_session_that_fails_is_known_by_what_it_logged_until_then() -> None:
+    from dlas.verify.passes.tools import ort
+
+    assert ort._logged(b"no network", "all") == []
+    proto = models.residual().to_proto()
+    proto.graph.node[-1].domain = "nowhere"
+    assert ort._logged(proto.SerializeToString(), "all") == []
+
+
 def test_the_optimisations_of_onnx_runtime_are_not_their_own_noise_floor() -> None:
     """Or whatever they break would be called noise."""
     paths = {

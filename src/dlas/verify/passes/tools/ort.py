@@ -19,6 +19,7 @@ from typing import Any, ClassVar
 
 from dlas.core.files import scratch_folder
 from dlas.core.options import option
+from dlas.core.worker import WorkerFailure, run_in_worker
 from dlas.verify.passes.tool import PassTool, pass_tools
 
 LEVELS = {
@@ -36,7 +37,8 @@ RULES = (
     "ReluQuantRewrite",
 )  # fmt: skip
 _RULE_RUNNER = re.compile(r"^Level\d_RuleBasedTransformer$")
-_LOGGED = re.compile(r"GraphTransformer (\w+) modified: [01]")
+_LOGGED = re.compile(r"Applying graph transformer (\w+) on step")
+_LOG_S = 300.0
 
 
 @dataclass(frozen=True)
@@ -101,12 +103,21 @@ def _optimised(model: bytes, level: str, disabled: Sequence[str], verbose: bool 
 
 
 def _logged(model: bytes, level: str) -> list[str]:
-    """Names of the transformers that the log of a session tells of, in order of first appearance."""
+    """Names of the transformers that the log of a session tells of, in order of first appearance.
+
+    The session has a process of its own: where one of them crashes, the log ends with its name.
+    """
     with scratch_folder() as place:
         log = place / "log"
-        with _stderr_to(log):
-            _optimised(model, level, (), verbose=True)
+        log.touch()
+        with contextlib.suppress(WorkerFailure):  # what fails here fails again when it is tried
+            run_in_worker(f"{__name__}:_log", model, level, str(log), timeout_s=_LOG_S, threads=1)
         return list(dict.fromkeys(_LOGGED.findall(log.read_text(errors="replace"))))
+
+
+def _log(model: bytes, level: str, path: str) -> None:
+    with _stderr_to(Path(path)):
+        _optimised(model, level, (), verbose=True)
 
 
 @contextlib.contextmanager
