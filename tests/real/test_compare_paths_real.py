@@ -24,10 +24,7 @@ def test_float_paths_of_resnet20_give_the_same_labels(data_folder: Path, paths: 
     report = dlas.compare(source, source, data=data_folder / "cifar10-test.parquet", rows=60, paths=[paths])
     ran = 0
     for row in report.paths:
-        if (
-            row.word == "unsupported"
-            and backends.get(row.path.partition(":")[0].replace("ort", "onnxruntime")).missing()
-        ):
+        if row.word == "unsupported" and "pip install" in row.reason:
             continue
         assert row.word == "equal", row
         assert row.comparison is not None

@@ -57,7 +57,8 @@ class Lane:
             path = self.path
             try:
                 facts = self.sampler.open(str(path.backend), str(self.artifact), path.target, path.threads)
-                self.notes = tuple(map(str, facts["notes"]))
+                # That a batch was fixed is no difference: it is how every path is built.
+                self.notes = tuple(n for n in facts["notes"] if not n.startswith("the batch of "))
             except WorkerFailure:
                 self.close()
                 raise
