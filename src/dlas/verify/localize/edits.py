@@ -27,7 +27,7 @@ def constant(graph: ir.Model, array: np.ndarray, stem: str) -> ir.Value:
     # np.ascontiguousarray would give a scalar an axis.
     tensor = ir.tensor(np.asarray(array, order="C"), name=name)
     value = ir.Value(
-        name=name, shape=ir.Shape(tensor.shape.dims), type=ir.TensorType(tensor.dtype), const_value=tensor
+        name=name, shape=ir.Shape(tensor.shape.numpy()), type=ir.TensorType(tensor.dtype), const_value=tensor
     )
     graph.graph.register_initializer(value)
     return value

@@ -131,7 +131,8 @@ class Network:
             session, outputs = self._session(node, given)
             rows = range(len(given[0]) if given else 0)
             found = [
-                session.run(None, {n: v[row] for n, v in zip(names, given, strict=True)}) for row in rows
+                session.run(None, {n: np.asarray(v[row]) for n, v in zip(names, given, strict=True)})
+                for row in rows
             ]
             return {name: np.stack([r[i] for r in found]) for i, name in enumerate(outputs)}
         except DlasError:
