@@ -284,6 +284,26 @@ def test_constants_are_folded_within_bounds() -> None:
     assert max(a.size for a in after.initializers.values()) <= 4
 
 
+@pytest.mark.parametrize(("count", "folded"), [(2, True), (FOLD_OUTPUT_ELEMENTS + 1, False)])
+def test_paddings_that_exporters_compute_are_folded(count: int, folded: bool) -> None:
+    # TorchScript's exporter fills up the amounts with zeros; TVM, for one, takes only known ones.
+    weights = {"count": np.array([count], np.int64), "given": np.array([0, 1], np.int64)}
+    nodes = [
+        helper.make_node(
+            "ConstantOfShape", ["count"], ["zeros"], value=numpy_helper.from_array(np.array([0]))
+        ),
+        helper.make_node("Concat", ["given", "zeros"], ["all"], axis=0),
+        helper.make_node("Slice", ["all", "first", "last"], ["pads"]),
+        helper.make_node("Pad", ["x", "pads"], ["y"]),
+    ]
+    weights |= {"first": np.array([0], np.int64), "last": np.array([4], np.int64)}
+    after = simplified(model_of(nodes, weights, [3, 4]))
+    assert (ops(after) == ["Pad"]) == folded
+    assert max(a.size for a in after.initializers.values()) <= 4
+    x = np.ones((3, 4), np.float32)
+    np.testing.assert_array_equal(evaluate(after, x)[0], np.pad(x, ((0, 0), (1, 0))))
+
+
 def test_narrow_weights_are_not_widened() -> None:
     weights = {"w": np.ones((4, 4), np.float16)}
     nodes = [

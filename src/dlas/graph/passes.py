@@ -243,7 +243,7 @@ def _strict_error(graph: ir.Model) -> str:
 
 
 def _may_fold(node: ir.Node, opset: int) -> bool | None:
-    """False where folding costs memory, None for the optimizer's own rules."""
+    """False where folding costs memory, True where the optimizer is too careful, None for its own rules."""
     if node.op_type == "Cast" and node.inputs[0] is not None:
         narrow, wide = node.inputs[0].dtype, node.outputs[0].dtype
         stored = node.inputs[0].const_value
@@ -254,7 +254,10 @@ def _may_fold(node: ir.Node, opset: int) -> bool | None:
             return False
         if math.prod(int(d) for d in value.shape if isinstance(d, int)) > FOLD_OUTPUT_ELEMENTS:
             return False
-    return None if node.op_type not in _NEVER_FOLDED and _stays_small(node, opset) else False
+    if node.op_type in _NEVER_FOLDED or not _stays_small(node, opset):
+        return False
+    # The optimizer leaves all of these alone for their size; exporters compute paddings with small ones.
+    return True if node.op_type == "ConstantOfShape" else None
 
 
 def _stays_small(node: ir.Node, opset: int) -> bool:
