@@ -93,7 +93,7 @@ def find_in_runtime(
 
     Raises:
         WorkerFailure: The network itself does not compile or run there.
-        UnsupportedError: The back end refuses the network.
+        UnsupportedError: The back end refuses the network, or no output of it can be compared.
     """
     network = Network(graph)
     fed = {n: np.ascontiguousarray(v[:, None]) for n, v in inputs.items()}
@@ -103,6 +103,11 @@ def find_in_runtime(
     tell(f"run the network on {path}")
     plain = run(_whole(network, network.outputs), fed)
     errors = {n: relative(right[n], plain[n]) for n in network.outputs if n in right and n in plain}
+    if not errors:
+        raise UnsupportedError(
+            f"output {network.outputs[0]!r} holds no finite real numbers with a batch axis",
+            "give a network whose outputs can be compared, such as class scores",
+        )
     flips = _flips(right, plain, network.outputs[0])
     rows = len(next(iter(fed.values())))
     if all(e <= tolerance for e in errors.values()):
@@ -120,9 +125,8 @@ def find_in_runtime(
     off = {n: relative(right[n], seen[n]) for n in names if n in seen and seen[n].shape == right[n].shape}
     hidden = not off or all(off.get(o, 1.0) <= tolerance for o in errors)
     if hidden:
-        notes.append(
-            "the fault goes away where every tensor is looked at, as fused operators do; the network was cut"
-        )
+        why = "" if notes else "the fault goes away where every tensor is looked at, as fused operators do; "
+        notes.append(f"{why}the network was cut to find it")
         faults = _bisected(network, right, run, tolerance, tell)
     else:
         faults = _alone(network, right, off, run, tolerance, tell)
