@@ -58,8 +58,13 @@ def turned(source: np.ndarray, order: Order, shape: tuple[int, ...]) -> np.ndarr
 
 def relative(source: np.ndarray, target: np.ndarray) -> float:
     """``||target - source|| / ||source||``; infinite where the source is zero and the target is not."""
-    a, b = source.astype(np.float64), target.astype(np.float64)
-    noise, signal = _norm(a - b), _norm(a)
+    if source.dtype != np.float32 or target.dtype != np.float32:
+        source, target = source.astype(np.float64), target.astype(np.float64)
+    with np.errstate(over="ignore", invalid="ignore"):
+        noise, signal = _norm(source - target), _norm(source)
+        if source.dtype == np.float32 and not 0 < signal + noise < np.inf:  # squares leave the range of float32
+            wide = source.astype(np.float64)
+            noise, signal = _norm(wide - target), _norm(wide)
     if not np.isfinite(noise):
         return float("inf")
     return noise / signal if signal else (0.0 if noise == 0 else float("inf"))
@@ -154,5 +159,9 @@ def _norm(values: np.ndarray) -> float:
 
 def _norms(small: np.ndarray) -> np.ndarray:
     """Norm of every row: the same for every order of the axes."""
-    flat = small.reshape(len(small), -1).astype(np.float64)
-    return np.sqrt(np.einsum("ij,ij->i", flat, flat))
+    flat = small.reshape(len(small), -1)
+    with np.errstate(over="ignore"):
+        squares = np.einsum("ij,ij->i", flat, flat)
+    if flat.dtype != np.float64 and not ((squares > 0) & (squares < np.inf)).all():
+        return _norms(flat.astype(np.float64))
+    return np.sqrt(squares.astype(np.float64))
