@@ -124,6 +124,18 @@ def test_a_target_that_exists_is_refused_first(
     assert run_command(["convert", str(net), str(target), "--with", "onnx2tf", "--force"]) == 0
 
 
+def test_the_second_file_of_a_converter_is_not_replaced_either(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "net.bin").write_bytes(b"old")
+    (tmp_path / "net.pt2").write_bytes(b"PK")
+    assert (
+        run_command(["convert", str(tmp_path / "net.pt2"), str(tmp_path / "net.param"), "--with", "pnnx"])
+        == 2
+    )
+    assert "net.bin exists" in capsys.readouterr().err
+
+
 def test_doctor_lists_side_environments(capsys: pytest.CaptureFixture[str]) -> None:
     assert run_command(["doctor", "--quick", "--json"]) == 0
     found = {e["name"]: e for e in json.loads(capsys.readouterr().out)["environments"]}
@@ -150,7 +162,7 @@ def test_doctor_builds_what_is_named(
     monkeypatch.setattr(SideEnvironment, "build", build)
     assert run_command(["doctor", "--make-env", "onnx2tf", "--make-env", "ncnn"]) == 0
     assert built == ["onnx2tf", "ncnn"]
-    assert "built onnx2tf" in capsys.readouterr().err
+    assert "onnx2tf is built" in capsys.readouterr().err
     assert run_command(["doctor", "--make-env", "ncnn", "--make-env", "nothing"]) == 2
     assert built == ["onnx2tf", "ncnn"]  # all names are looked up first
     assert "unknown environment 'nothing'" in capsys.readouterr().err

@@ -145,6 +145,42 @@ def test_another_format_is_handed_over_as_onnx(fake: Path, tmp_path: Path, net: 
     assert "ONNX file that dlas makes" in done.notes[0]
 
 
+def test_weights_beside_the_source_come_along(fake: Path, net: Path, tmp_path: Path) -> None:
+    import onnx
+
+    proto = onnx.load(net)
+    folder = tmp_path / "apart"
+    folder.mkdir()
+    onnx.save(
+        proto, folder / "big.onnx", save_as_external_data=True, location="weights.bin", size_threshold=0
+    )
+    fake.write_text(
+        "def convert(order):\n"
+        "    import onnx\n"
+        "    proto = onnx.load(order['source'])\n"
+        "    open(order['target'], 'w').write(str(len(proto.graph.initializer)))\n"
+    )
+    done = Fake().convert(folder / "big.onnx", tmp_path / "out.tflite")
+    assert done.status is Outcome.OK, done
+    assert int((tmp_path / "out.tflite").read_text()) == len(proto.graph.initializer)
+
+
+def test_an_exported_program_never_reaches_a_tool_as_it_is(
+    fake: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # PyTorch's own reader runs what a file tells it to; dlas reads it first, and hands over what it made itself.
+    import zipfile
+
+    monkeypatch.setattr(Fake, "needs", "torch")
+    monkeypatch.setattr(Fake, "takes", (".pt2",))
+    with zipfile.ZipFile(tmp_path / "bad.pt2", "w") as archive:
+        archive.writestr("bad/models/model.json", "{}")
+    fake.write_text(f"def convert(order):\n    open({str(tmp_path / 'reached')!r}, 'w').close()\n")
+    done = Fake().convert(tmp_path / "bad.pt2", tmp_path / "out.tflite")
+    assert done.status is Outcome.CRASH
+    assert not (tmp_path / "reached").exists()
+
+
 def test_endings_and_absence_are_told_before_any_work(tmp_path: Path, net: Path) -> None:
     with pytest.raises(UnsupportedError, match=r"writes \.onnx"):
         converter_for("onnx-dynamo").convert(tmp_path / "a.th", tmp_path / "b.tflite")

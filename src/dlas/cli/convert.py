@@ -59,7 +59,13 @@ def convert(
     """Convert a model file; says what could not be kept, and whether the result is still right."""
     from dlas import api
 
-    (check_place if converter else check_target)(target, force)
+    if converter:
+        from dlas.runtime.converter import converter_for
+
+        for path in converter_for(converter).files(target):
+            check_place(path, force)
+    else:
+        check_target(target, force)
     rows = api.dataset(data, split)
     with guarded_target(target, force):
         done = api.convert(

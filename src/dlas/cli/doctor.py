@@ -76,7 +76,7 @@ def make_environments(names: list[str], json: bool) -> None:
         write_json([e for e in environments() if e["name"] in names])
         return
     for environment in wanted:
-        say(f"built {environment.name} in {environment.folder} ({size_text(environment.size())})")
+        say(f"{environment.name} is built in {environment.folder} ({size_text(environment.size())})")
 
 
 def environments() -> list[dict[str, Any]]:

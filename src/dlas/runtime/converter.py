@@ -124,6 +124,10 @@ class Converter(Configurable):
                     f"converter {self.name} {verb} {', '.join(endings)} files, not {path.suffix or path.name!r}"
                 )
 
+    def files(self, target: Path) -> tuple[Path, ...]:
+        """Every file that a conversion to ``target`` writes."""
+        return (target,)
+
     def _sources(self) -> tuple[str, ...]:
         return () if self.needs == "onnx" else self.takes
 
@@ -181,6 +185,10 @@ class SideConverter(Converter):
         state = side_environment(cls.environment).state()
         return "" if state == "built" else f"needs its environment: dlas doctor --make-env {cls.environment}"
 
+    def files(self, target: Path) -> tuple[Path, ...]:
+        """The target last, after the file that belongs to it."""
+        return (target.with_suffix(self.companion), target) if self.companion else (target,)
+
     def missing_for(self) -> str:
         """As :meth:`missing`, for the environment that the options ask for."""
         side = self.side
@@ -189,7 +197,7 @@ class SideConverter(Converter):
     def _convert(
         self, source: Path, target: Path, scratch: Path, architecture: str, timeout_s: float
     ) -> Converted:
-        handed, notes = self._hand_over(source, scratch, architecture)
+        handed, notes = self._hand_over(source, scratch, architecture, timeout_s)
         order = {
             "source": str(handed),
             "target": str(scratch / f"made{target.suffix.lower()}"),
@@ -198,40 +206,37 @@ class SideConverter(Converter):
         }
         done = run_runner(self.side.interpreter, self.runner, order, scratch, timeout_s)
         if done.status is Outcome.OK:
-            made = [Path(order["target"])]
-            wanted = [target]
-            if self.companion:
-                made.insert(0, made[0].with_suffix(self.companion))
-                wanted.insert(0, target.with_suffix(self.companion))
+            made = self.files(Path(order["target"]))
             absent = [p for p in made if not p.is_file() or p.stat().st_size == 0]
             if absent:
                 reason = f"the tool ended well but wrote no {absent[0].suffix} file"
                 return Converted(Outcome.CRASH, reason, "", done.stderr_tail, done.versions, done.seconds)
-            deliver(made, wanted)
+            deliver(made, self.files(target))
         return Converted(
             done.status, done.reason, done.signal, done.stderr_tail, done.versions, done.seconds, notes
         )
 
-    def _hand_over(self, source: Path, scratch: Path, architecture: str) -> tuple[Path, tuple[str, ...]]:
+    def _hand_over(
+        self, source: Path, scratch: Path, architecture: str, timeout_s: float
+    ) -> tuple[Path, tuple[str, ...]]:
         """A file of its own for the tool (some rewrite what they are given), and what was done to get it."""
-        if source.suffix.lower() in self.takes:
-            handed = scratch / f"given{source.suffix.lower()}"
-            shutil.copyfile(source, handed)
-            return handed, ()
-        if self.needs == "torch":
-            handed = scratch / f"given{self.takes[0]}"
-            run_in_worker(
-                "dlas.runtime.converters._torch:program",
-                str(source),
-                str(handed),
-                architecture,
-                timeout_s=300,
-            )
-            return handed, (f"{self.name} was given the torch module of {source.name}",)
-        from dlas.graph.format import save_model
+        from dlas.graph.format import companions, save_model
         from dlas.graph.guard import import_model
         from dlas.graph.passes import bind_batch
 
+        if self.needs == "torch":  # also an exported program: PyTorch's own reader would run what is in it
+            handed = scratch / f"given{self.takes[0]}"
+            function = "dlas.runtime.converters._torch:program"
+            run_in_worker(function, str(source), str(handed), architecture, timeout_s=timeout_s)
+            return handed, (f"{self.name} was given the torch module of {source.name}",)
+        if source.suffix.lower() in self.takes:
+            handed = scratch / f"given{source.suffix.lower()}"
+            shutil.copyfile(source, handed)
+            for other in companions(source):
+                copied = scratch / other.relative_to(source.parent)
+                copied.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(other, copied)
+            return handed, ()
         handed = scratch / "given.onnx"
         save_model(bind_batch(import_model(source, architecture), 1), handed)
         return handed, (f"{self.name} was given the ONNX file that dlas makes of {source.name}",)

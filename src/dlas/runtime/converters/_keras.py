@@ -44,6 +44,7 @@ def to_onnx(source: str, target: str, architecture: str, via: str, opset: int) -
     else:
         keras: Any = optional_import("keras", extra="keras", needed_for="the converter tf2onnx")
         model = keras.models.load_model(source, compile=False, safe_mode=True)
+        model(tf.zeros([1, *opened.inputs[0].shape[1:]]))  # it exports only what was called once
         model.export(target, format="onnx", verbose=False, opset_version=opset)
     return {"tf2onnx": distribution_version("tf2onnx"), **_versions("tensorflow", opened)}
 
