@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from time import monotonic
 
+import numpy as np
 import onnx_ir as ir
 
 from dlas.core.errors import DlasError
@@ -14,6 +15,7 @@ from dlas.verify.repair.strategy import Strategy, strategies
 
 _SWEEPS = 4  # repairing one region may bring another to light
 _ROWS = 32
+_SAME = 1e-5  # relative L2 of the answers at which there is nothing left to look for
 
 
 @strategies.register("replay")
@@ -29,6 +31,7 @@ class Replay(Strategy):
         log: list[str] = []
         seen: set[tuple[str, str]] = set()
         left: list[Fault] = []
+        answer = job.output(graph)
         for _ in range(_SWEEPS):
             rows = {k: v[:_ROWS] for k, v in job.x.items()}
             given = {k: v[:_ROWS] for k, v in job.fed(graph).items()}
@@ -40,18 +43,21 @@ class Replay(Strategy):
                 if job.over:
                     break
                 seen.add((fault.target_node, fault.detail))
-                changed = self._tried(job, graph, fault, log)
-                if changed is not None:
-                    patches.append(Patch.between(graph, changed, fault.detail, fault.to_dict()))
-                    graph, accepted = changed, True
-            if not accepted or job.over:
+                tried = self._tried(job, graph, answer, fault, log)
+                if tried is not None:
+                    patches.append(Patch.between(graph, tried[0], fault.detail, fault.to_dict()))
+                    (graph, answer), accepted = tried, True
+            done = len(graph.graph.outputs) == 1 and job.error(answer) <= _SAME
+            if not accepted or job.over or done:
                 break
         notes = [f"left: {f.fault}: {f.detail}" for f in left if f.change is None]
         return Mended(graph, patches, log, notes)
 
     @staticmethod
-    def _tried(job: Job, graph: ir.Model, fault: Fault, log: list[str]) -> ir.Model | None:
-        """The graph with the change of a fault, or None where that is no change for the better."""
+    def _tried(
+        job: Job, graph: ir.Model, was: np.ndarray | None, fault: Fault, log: list[str]
+    ) -> tuple[ir.Model, np.ndarray | None] | None:
+        """The graph with the change of a fault and its answer, or None where that is no change for the better."""
         if fault.change is None:
             log.append(f"not repaired: {fault.detail}")
             return None
@@ -65,7 +71,7 @@ class Replay(Strategy):
         if reason := valid(candidate):
             log.append(f"dropped: {fault.detail}: {reason}")
             return None
-        was, now = job.output(graph), job.output(candidate)
+        now = job.output(candidate)
         # Where a second fault stands behind it, a repaired one need not bring any label back, but it may cost none
         # that only it had kept right by chance: the replay has proven it, so the error decides ties.
         worse = int(job.flipped(now).sum()) > int(job.flipped(was).sum())
@@ -73,4 +79,4 @@ class Replay(Strategy):
             log.append(f"dropped: {fault.detail}: labels get worse")
             return None
         log.append(f"kept: {fault.detail}")
-        return candidate
+        return candidate, now
