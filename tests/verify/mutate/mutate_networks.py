@@ -35,7 +35,7 @@ def kitchen(seed: int = 0) -> Model:
         node("Pad", ["both", w("pads", np.array([0, 0, 0, 1, 0, 0, 1, 0]))], "padded"),
         node("Conv", ["padded", w("w2", real(4, 8, 3, 3))], "c2"),
         node("Clip", ["c2", w("low", np.float32(-1)), w("high", np.float32(5))], "a2"),
-        node("MaxPool", ["a2"], "p2", kernel_shape=[3, 3], strides=[2, 2]),
+        node("MaxPool", ["a2"], "p2", kernel_shape=[3, 3], strides=[2, 2], dilations=[1, 1]),
         node(
             "Resize",
             ["p2", "", w("twice", np.array([1, 1, 2, 2], np.float32))],

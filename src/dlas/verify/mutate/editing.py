@@ -190,14 +190,8 @@ def forget_shapes(graph: ir.Model) -> None:
                 value.shape = None
 
 
-def fits(changed: ir.Model, original: ir.Model) -> bool:
-    """Whether strict shape inference accepts a changed graph, whose outputs keep their shapes."""
-    before, after = _output_shapes(original), _output_shapes(changed)
-    return after is not None and (before is None or before == after)
-
-
-def _output_shapes(graph: ir.Model) -> list[list[int]] | None:
-    """Shapes of all outputs with dynamic dimensions bound; None where inference refuses the graph."""
+def output_shapes(graph: ir.Model) -> list[list[int]] | None:
+    """Shapes of all outputs with dynamic dimensions bound; None where strict inference refuses the graph."""
     trial = graph.clone()
     forget_shapes(trial)
     for name, value in list(trial.graph.initializers.items()):

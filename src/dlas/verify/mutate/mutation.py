@@ -21,7 +21,7 @@ from dlas.core.options import Choice, Configurable, option, options_dict
 from dlas.core.registry import Registry
 from dlas.graph.model import Model, Step, step_versions
 from dlas.graph.passes import infer_shapes, remove_unused
-from dlas.verify.mutate.editing import fits, forget_shapes, name_nodes
+from dlas.verify.mutate.editing import forget_shapes, name_nodes, output_shapes
 from dlas.verify.mutate.script import Program
 
 mutations: Registry[type[AnyMutation]] = Registry("mutation", "dlas.verify.mutate.operators.*")
@@ -117,7 +117,8 @@ class Mutation(AnyMutation):
         found = list(dict.fromkeys(self._candidates(graph)))
         if not self.reshapes:
             return found
-        return [site for site in found if self._stays_valid(graph, site)]
+        shapes = output_shapes(graph) if found else None
+        return [site for site in found if self._stays_valid(graph, site, shapes)]
 
     def apply(self, graph: ir.Model, site: Site) -> None:
         """Put the fault into a copied graph, in place; the result is valid ONNX with inferred shapes.
@@ -131,10 +132,11 @@ class Mutation(AnyMutation):
             forget_shapes(graph)
         infer_shapes(graph)
 
-    def _stays_valid(self, graph: ir.Model, site: Site) -> bool:
+    def _stays_valid(self, graph: ir.Model, site: Site, shapes: list[list[int]] | None) -> bool:
         trial = graph.clone()
         self._change(trial.graph, find_node(trial, site.node), site)
-        return fits(trial, graph)
+        found = output_shapes(trial)
+        return found is not None and shapes in (None, found)
 
 
 class ProgramMutation(AnyMutation):

@@ -48,4 +48,6 @@ class SwapPooling(Mutation):
             node.attributes.pop("count_include_pad", None)
         if node.op_type == "AveragePool":
             node.attributes.pop("storage_order", None)
+            if not any(d != 1 for d in node.attributes.get_ints("dilations", [])):
+                node.attributes.pop("dilations", None)  # written out, although they came with opset 19
             node.resize_outputs(1)
