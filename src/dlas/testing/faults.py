@@ -25,7 +25,7 @@ SAME = 1e-5  # relative L2 of the answer that a rewrite may cost
 LEAST = 1e-4  # relative L2 of the answer below which a fault has no effect
 CLASSES = ("input", "layout", "parameter", "attribute", "graph")
 _TRIES = 40  # sites tried for one specimen
-_APART = 6  # operators between any two faults of one network
+_APART = 4  # operators between any two faults of one network
 
 
 @dataclass(frozen=True)
