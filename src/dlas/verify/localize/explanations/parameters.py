@@ -9,7 +9,7 @@ import onnx_ir as ir
 
 from dlas.verify.localize.alignment import orders, relative
 from dlas.verify.localize.case import Case, Explanation, Proposal, explanations
-from dlas.verify.localize.edits import drop_input, set_input
+from dlas.verify.localize.edits import drop_input, insert_after, set_input
 from dlas.verify.localize.explanations.attributes import SETTINGS
 
 _WITH_BIAS = {"Conv": 2, "ConvTranspose": 2, "Gemm": 2}
@@ -47,6 +47,8 @@ class Parameters(Explanation):
                     yield _copied(node, index, mine, other, right)
         bias = _WITH_BIAS.get(node.op_type)
         if bias is None:
+            if node.op_type == "MatMul":
+                yield from _lost(case, node)
             return
         for other in (n for n in case.source_nodes if n.op_type in _WITH_BIAS):
             right = case.source_array(other, _WITH_BIAS[other.op_type])
@@ -126,6 +128,23 @@ def _given(node: ir.Node, index: int, other: ir.Node, right: np.ndarray) -> Prop
         str(other.name),
         lambda graph: set_input(graph, str(node.name), index, right),
     )
+
+
+def _lost(case: Case, node: ir.Node) -> Iterator[Proposal]:
+    """The Add behind a MatMul that a bias is."""
+    for other in (n for n in case.source_nodes if n.op_type in _WITH_BIAS):
+        right = case.source_array(other, _WITH_BIAS[other.op_type])
+        if right is None:
+            continue
+
+        yield Proposal(
+            "parameter",
+            "bias dropped",
+            f"MatMul {node.name}: no bias is added behind it, {other.op_type} {other.name} has one",
+            str(node.name),
+            str(other.name),
+            lambda graph, right=right: insert_after(graph, str(node.name), "Add", {}, {1: right.reshape(-1)}),
+        )
 
 
 def _dropped(node: ir.Node, index: int, other: ir.Node) -> Proposal:
