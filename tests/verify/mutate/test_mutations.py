@@ -191,3 +191,53 @@ def test_only_the_constants_a_mutation_makes_are_new() -> None:
     mutant = mutated(model, graph_mutation("drop-bias"), Site("conv3_Conv"))
     assert set(model.initializers) - set(mutant.initializers) == {"b3"}
     assert set(mutant.initializers) <= set(model.initializers)
+
+
+def small(nodes: list[onnx.NodeProto], inputs: dict[str, list[int | str]], outputs: dict[str, list[int | str]],
+          **constants: np.ndarray) -> Model:  # fmt: skip
+    graph = onnx.helper.make_graph(
+        nodes,
+        "small",
+        [onnx.helper.make_tensor_value_info(name, 1, shape) for name, shape in inputs.items()],
+        [onnx.helper.make_tensor_value_info(name, 1, shape) for name, shape in outputs.items()],
+        [onnx.numpy_helper.from_array(array, name) for name, array in constants.items()],
+    )
+    opset = [onnx.helper.make_opsetid("", 18)]
+    return Model.from_proto(onnx.helper.make_model(graph, opset_imports=opset, ir_version=10))
+
+
+def test_a_reshape_that_no_longer_fits_is_no_site() -> None:
+    make = onnx.helper.make_node
+    model = small(
+        [
+            make("MaxPool", ["x"], ["pooled"], kernel_shape=[2, 2], strides=[2, 2]),
+            make("Reshape", ["pooled", "shape"], ["flat"]),
+            make("ReduceSum", ["flat", "axes"], ["y"]),
+        ],
+        {"x": [1, 2, 5, 5]},
+        {"y": [1, 1]},
+        shape=np.array([1, 8]),
+        axes=np.array([1]),
+    )
+    assert graph_mutation("ceil-mode").sites(prepared(model)) == []  # 2 x 3 x 3 numbers are no 8
+    assert graph_mutation("increase-stride").sites(prepared(model)) == [
+        Site("MaxPool_0")
+    ]  # 2 x 2 x 2 still are
+
+
+def test_tensors_of_unknown_size_are_not_taken_for_alike() -> None:
+    make = onnx.helper.make_node
+    model = small(
+        [
+            make("Compress", ["x", "first"], ["a"], axis=1),
+            make("Compress", ["x", "second"], ["b"], axis=1),
+            make("Concat", ["a", "x"], ["y"], axis=1),
+            make("Neg", ["b"], ["z"]),
+        ],
+        {"x": [1, 4]},
+        {"y": [1, "sum"], "z": [1, "few"]},
+        first=np.array([True, False, True, True]),
+        second=np.array([True, False, False, False]),
+    )
+    sites = graph_mutation("rewire-residual").sites(prepared(model))
+    assert [s.detail for s in sites] == []

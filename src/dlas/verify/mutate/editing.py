@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -54,12 +55,13 @@ def sizes(value: ir.Value | None) -> list[int | None] | None:
 
 
 def same_sizes(first: ir.Value | None, second: ir.Value | None) -> bool:
-    """Whether two tensors have the same shape as far as is known, dynamic dimensions by name."""
+    """Whether two tensors are known to have the same shape, dynamic dimensions by name."""
     if first is None or second is None or first.shape is None or second.shape is None:
         return False
-    return [d if isinstance(d, int) else str(d.value) for d in first.shape] == [
-        d if isinstance(d, int) else str(d.value) for d in second.shape
-    ]
+    one, other = (
+        [d if isinstance(d, int) else d.value for d in value.shape or ()] for value in (first, second)
+    )
+    return one == other and None not in one
 
 
 def equal_axes(value: ir.Value | None, first: int) -> tuple[int, int] | None:
@@ -211,10 +213,22 @@ def output_shapes(graph: ir.Model) -> list[list[int]] | None:
     except onnx.shape_inference.InferenceError:
         return None
     shapes = [[d.dim_value for d in v.type.tensor_type.shape.dim] for v in found.graph.output]
-    known = {v.name: v for v in (*found.graph.value_info, *found.graph.output)}
-    for node in found.graph.node:
-        for name in node.output:
-            dims = known[name].type.tensor_type.shape.dim if name in known else ()
-            if any(d.HasField("dim_value") and d.dim_value <= 0 for d in dims):
-                return None
-    return shapes
+    known = {
+        v.name: [d.dim_value if d.HasField("dim_value") else None for d in v.type.tensor_type.shape.dim]
+        for v in (*found.graph.value_info, *found.graph.output, *found.graph.input)
+        if v.type.tensor_type.HasField("shape")
+    }
+    sound = all(_is_sound(node, known) for node in found.graph.node)
+    return shapes if sound else None
+
+
+def _is_sound(node: onnx.NodeProto, known: Mapping[str, list[int | None]]) -> bool:
+    """Whether a node gives pixels at all and a Reshape keeps their number, neither of which inference looks at."""
+    given = known.get(node.input[0]) if node.input else None
+    others = [known.get(name) for name in node.output]
+    if any(size is not None and size <= 0 for dims in others if dims is not None for size in dims):
+        return False
+    if node.op_type != "Reshape" or given is None or others[0] is None:
+        return True
+    counts = [math.prod(d for d in dims if d is not None) for dims in (given, others[0]) if None not in dims]
+    return len(set(counts)) <= 1
