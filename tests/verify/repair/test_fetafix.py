@@ -281,7 +281,7 @@ def test_same_network_is_left_alone() -> None:
     assert mended.patches == []
     assert mended.notes == []
     assert "stopped: no label differs" in mended.log
-    assert job.runs == 2
+    assert job.runs == job.starts == 2
 
 
 def test_output_without_labels_is_said() -> None:
@@ -303,6 +303,7 @@ def test_single_images_count_as_their_share_of_a_run() -> None:
     ranked = 2 * sum(len(r) for r in [_rows_ranked(job)])
     whole = 3  # the source, the target before and after
     assert job.runs == pytest.approx(whole + (single + ranked) / ROWS)
+    assert job.starts >= whole + single
 
 
 def _rows_ranked(job: Job) -> np.ndarray:

@@ -35,6 +35,7 @@ class Job:
         deadline: Moment of ``time.monotonic`` at which to stop.
         most_runs: Runs of a whole network that may be spent.
         runs: Runs of a whole network on all rows so far; one on some of the rows counts as their share.
+        starts: How often a whole network was started, on however many rows.
     """
 
     source: ir.Model
@@ -44,6 +45,7 @@ class Job:
     deadline: float = math.inf
     most_runs: int = 10_000
     runs: float = 0
+    starts: int = 0
     _wanted: np.ndarray | None = field(default=None, repr=False)
 
     @property
@@ -61,9 +63,14 @@ class Job:
         """The source's first output, ``(rows, ...)`` float32."""
         if self._wanted is None:
             model = Model(self.source)
-            self.runs += 1
+            self.count()
             self._wanted = _first(model, answers(model, dict(self.x)))
         return self._wanted
+
+    def count(self, rows: int | None = None) -> None:
+        """Note a run of a whole network on so many rows; None means all."""
+        self.runs += 1 if rows in (None, self.rows) else rows / self.rows
+        self.starts += 1
 
     def fed(self, graph: ir.Model, rows: Rows = _ALL) -> dict[str, np.ndarray]:
         """The rows (or some of them) as a graph takes them, by name of its inputs."""
@@ -79,7 +86,7 @@ class Job:
     def output(self, graph: ir.Model, rows: Rows = _ALL) -> np.ndarray | None:
         """First output of a graph on the rows (or some), ``(rows, ...)`` float32; None where it cannot be run."""
         wanted = self.wanted[rows]
-        self.runs += 1 if len(wanted) == self.rows else len(wanted) / self.rows
+        self.count(len(wanted))
         try:
             model = Model(graph)
             found = _first(model, answers(model, self.fed(graph, rows)))
@@ -112,6 +119,7 @@ class Job:
             x={k: v[rows] for k, v in self.x.items()},
             y=None if self.y is None else {k: v[rows] for k, v in self.y.items()},
             runs=0,
+            starts=0,
             _wanted=None,
         )
 

@@ -105,6 +105,6 @@ def _activations(job: Job, graph: ir.Model, names: list[str], rows: np.ndarray) 
     for value in [v for node in opened.graph for v in node.outputs]:
         if value.name in names and value.name not in present:
             opened.graph.outputs.append(value)
-    job.runs += len(rows) / job.rows
+    job.count(len(rows))
     model = Model(opened)
     return answers(model, job.fed(graph, rows), level="disable", outputs=names)

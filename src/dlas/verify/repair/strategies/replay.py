@@ -35,7 +35,8 @@ class Replay(Strategy):
         for _ in range(_SWEEPS):
             rows = {k: v[:_ROWS] for k, v in job.x.items()}
             given = {k: v[:_ROWS] for k, v in job.fed(graph).items()}
-            job.runs += 2  # each of the two is walked through once
+            for _ in range(2):  # each of the two is walked through once
+                job.count()
             found = find(job.source, graph, rows, given, budget_s=max(1.0, job.deadline - monotonic()))
             left = [f for f in found.faults if (f.target_node, f.detail) not in seen]
             accepted = False
