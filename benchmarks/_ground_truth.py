@@ -25,7 +25,7 @@ from dlas.runtime.converter import Converter, SideConverter, converter_for
 from dlas.verify.differential import Comparison, compare_outputs
 from dlas.verify.running import Subject, native, on_backend
 
-_TIMEOUT_S = 300.0
+_TIMEOUT_S = 900.0
 _RANDOM_ROWS = 60
 _MEAN = np.array([0.485, 0.456, 0.406], np.float32)
 _STD = np.array([0.229, 0.224, 0.225], np.float32)
