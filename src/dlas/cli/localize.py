@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from dlas.cli._shared import Architecture, Data, Json, Split, say, write_json, write_table
+from dlas.core.errors import OptionError
 
 if TYPE_CHECKING:
     from dlas.verify.localize.report import LocalizeReport
@@ -41,6 +43,8 @@ def localize(
     """Find the operators of a conversion (or on a back end) that do something else, and what is wrong with them."""
     from dlas import api
 
+    if reproducers is not None:
+        _check_folder(reproducers)
     found = api.localize(
         source,
         target or None,
@@ -62,6 +66,14 @@ def localize(
     return int(bool(found.faults))
 
 
+def _check_folder(folder: Path) -> None:
+    """Refuse a place for a folder that cannot be one, before any work is done for it."""
+    there = next((p for p in (folder, *folder.parents) if p.exists()), Path())
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        what = "not writable" if there.is_dir() else "no folder"
+        raise OptionError("--reproducers", str(folder), f"a folder to write to; {there} is {what}")
+
+
 def _show(found: LocalizeReport) -> None:
     kind = "random " if found.random else ""
     flips = "" if found.flips is None else f", {found.flips} labels differ"
@@ -72,7 +84,8 @@ def _show(found: LocalizeReport) -> None:
     for note in found.notes:
         say(f"note: {note}")
     if not found.faults:
-        say("no fault found: every output follows from operators that agree")
+        rest = "; the labels differ by rounding that adds up" if found.flips else ""
+        say(f"no fault found: every output follows from operators that agree{rest}")
         return
     rows = [
         (

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dlas.cli._shared import Architecture, Data, Json, Split, check_target, say, write_json
+from dlas.cli._shared import Architecture, Data, Json, Split, check_target, guarded_target, say, write_json
 from dlas.cli.localize import Budget
-from dlas.core.errors import OptionError
+from dlas.core.errors import DlasError, OptionError
 
 if TYPE_CHECKING:
     from dlas.verify.repair.report import RepairReport
@@ -52,16 +52,16 @@ def repair(
 
     if out is None:
         raise OptionError("-o", "nothing", "the file to write the repaired network to")
-    for given in filter(None, (source, target)):
-        if out.exists() and out.resolve() == Path(api.model_path(given)).resolve():
-            raise OptionError("-o", str(out), "another file than the two networks: repair never overwrites")
+    log = out.with_name(out.name + ".patches.json")
+    from_log = apply is not None or undo is not None
+    for place in (out,) if from_log else (out, log):
+        if place.exists():
+            raise DlasError(f"{place} exists", "name another file with -o: repair never overwrites")
     check_target(out, False)
-    if apply is not None or undo is not None:
+    if from_log:
         return _from_log(source, target, out, apply, undo, json)
     if not target:
         raise OptionError("target", "nothing", "the conversion to repair, behind its source")
-    log = out.with_name(out.name + ".patches.json")
-    check_free(log)
     found = api.repair(
         source,
         target,
@@ -74,50 +74,61 @@ def repair(
         architecture=architecture,
         tell=lambda text: say("  " + text),
     )
-    written = ""
-    if found.patches:
-        from dlas.verify.repair.report import write_log
-
-        notes = api.save(found.model, out).notes
-        write_log(found, api.load(target, architecture=""), log)
-        written = str(out)
-    else:
-        notes = ()
+    notes = _written(found, out, log) if found.patches else ()
     if json:
-        write_json({**found.to_dict(), "written": written, "patch_log": str(log) if written else ""})
+        places = {"written": str(out), "patch_log": str(log)} if found.patches else {}
+        write_json({**found.to_dict(), "written": "", "patch_log": "", **places})
     else:
         _show(found)
         for note in notes:
             say(f"note: {note}")
         say(
-            f"wrote {out} and {log.name}" if written else f"{out} was not written: there is nothing to change"
+            f"wrote {out} and {log.name}"
+            if found.patches
+            else f"{out} was not written: there is no change to keep"
         )
     return int(found.outcome in ("improved", "unchanged"))
 
 
-def check_free(path: Path) -> None:
-    """Raise OptionError when a file is there already."""
-    if path.exists():
-        raise OptionError(
-            "-o", str(path.with_suffix("").with_suffix("")), f"a name for which {path.name} is free"
-        )
+def _written(found: RepairReport, out: Path, log: Path) -> tuple[str, ...]:
+    """Write the network and its log, both or none; what could not be kept."""
+    from dlas import api
+    from dlas.verify.repair.report import write_log
+
+    with guarded_target(out, False), guarded_target(log, False):
+        write_log(found, log)
+        try:
+            return tuple(api.save(found.model, out).notes)
+        except BaseException:
+            log.unlink(missing_ok=True)
+            raise
 
 
 def _from_log(source: str, target: str, out: Path, apply: Path | None, undo: Path | None, json: bool) -> int:
     from dlas import api
     from dlas.verify.repair.report import read_log, reapply
 
-    if target or (apply is not None and undo is not None):
-        raise OptionError("--apply and --undo", "two", "one of them, and one network")
+    if target:
+        raise OptionError(
+            "target", target, "nothing: --apply and --undo work on one network and ask no other"
+        )
+    if apply is not None and undo is not None:
+        raise OptionError("--apply", str(apply), "nothing beside --undo")
     log = apply or undo
     assert log is not None
-    changed = reapply(api.load(source), read_log(log), undo=undo is not None)
-    written = api.save(changed, out)
+    patches = read_log(log)
+    changed = reapply(api.load(source), patches, undo=undo is not None)
+    with guarded_target(out, False):
+        written = api.save(changed, out)
     if json:
-        write_json({"written": str(out), "patches": len(read_log(log)), "notes": list(written.notes)})
+        write_json({"written": str(out), "patches": len(patches), "notes": list(written.notes)})
     else:
-        say(f"wrote {out}: {'took back' if undo is not None else 'applied'} {len(read_log(log))} changes")
+        say(f"wrote {out}: {'took back' if undo is not None else 'applied'} {_changes(len(patches))}")
     return 0
+
+
+def _changes(count: int) -> str:
+    return "1 change" if count == 1 else f"{count} changes"
 
 
 def _show(found: RepairReport) -> None:
@@ -132,5 +143,5 @@ def _show(found: RepairReport) -> None:
         words.append(f"{name} {c.verdict} ({flips}relative error {c.relative_l2:.2g})")
     say(f"{found.outcome}: on {held} held-out samples {', '.join(words)}")
     say(
-        f"{found.strategy}: {len(found.patches)} changes, {found.runs} runs of a network, {found.seconds:.1f} s"
+        f"{found.strategy}: {_changes(len(found.patches))}, {found.runs:g} runs of a network, {found.seconds:.1f} s"
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -361,6 +362,12 @@ def _reproducer(case: Case, node: str) -> tuple[bytes, dict[str, np.ndarray]]:
     if not output.type.HasField("tensor_type"):
         kind = onnx.helper.np_dtype_to_tensor_dtype(case.wanted.dtype)
         output.CopyFrom(onnx.helper.make_tensor_value_info(output.name, kind, None))
+    with contextlib.suppress(onnx.shape_inference.InferenceError):
+        proto = onnx.shape_inference.infer_shapes(proto)
+    if not (kind := proto.graph.output[0].type.tensor_type).HasField("shape"):
+        kind.shape.SetInParent()  # the checker of onnx wants one
+        for size in case.wanted.shape[1:]:
+            kind.shape.dim.add(dim_value=size)
     return proto.SerializeToString(), samples
 
 

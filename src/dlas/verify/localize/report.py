@@ -12,7 +12,7 @@ import numpy as np
 import onnx
 
 from dlas.core.errors import ModelError, OptionError
-from dlas.core.files import write_atomic
+from dlas.core.files import explain_write, write_atomic
 from dlas.core.worker import WorkerFailure, run_in_worker
 from dlas.data.dataset import Dataset
 from dlas.graph.model import Model
@@ -82,7 +82,8 @@ class LocalizeReport:
         for number, (proto, arrays) in enumerate(self.reproducers, 1):
             if not proto:
                 continue
-            folder.mkdir(parents=True, exist_ok=True)
+            with explain_write(f"to {folder}", "name a folder that can be written"):
+                folder.mkdir(parents=True, exist_ok=True)
             path = folder / f"fault-{number}.onnx"
             write_atomic(path, proto)
             buffer = io.BytesIO()
@@ -113,7 +114,7 @@ def localize_files(
 
     Raises:
         DataError: The samples do not fit.
-        ModelError: The source gives no finite numbers, or the two networks have different outputs.
+        ModelError: The source gives no finite numbers, or the two networks have different outputs or classes.
         UnsupportedError: Control flow, or a batch larger than one that is written into the network.
     """
     x, y = paired_rows(source, target, data, rows)
@@ -192,10 +193,22 @@ def localize_path(
 def paired_rows(
     source: Subject, target: Subject, data: Dataset | None, rows: int
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """The same samples for both networks, ``(N, ...)`` by name of input."""
+    """The same samples for both networks, ``(N, ...)`` by name of input; raises ModelError where classes differ."""
+    _refuse_other_classes(source, target)
     x, _ = source_rows(source.model, data, rows)
     given = fed_rows(target.model, x, data, axes_of(target, source.path)["inputs"])
     return x, {spec.name: v for spec, v in zip(target.model.inputs, given, strict=True)}
+
+
+def _refuse_other_classes(source: Subject, target: Subject) -> None:
+    shapes = [s.model.outputs[0].shape for s in (source, target)]
+    counts = [s[1] if len(s) == 2 and isinstance(s[1], int) else 0 for s in shapes]
+    if all(counts) and counts[0] != counts[1]:
+        raise ModelError(
+            f"{target.path.name} gives {counts[1]} values per sample, {source.path.name} gives {counts[0]}: "
+            "it is not the same network",
+            "give a conversion with the source's own classes",
+        )
 
 
 def in_worker(function: str, *given: Any, budget_s: float) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from dlas.data.dataset import Dataset
 from dlas.graph.model import Model, Step, step_versions
 from dlas.verify.differential import Comparison, compare_outputs
 from dlas.verify.localize.report import in_worker, opened, paired_rows
-from dlas.verify.repair.job import Job, Mended
+from dlas.verify.repair.job import Job, Mended, valid
 from dlas.verify.repair.patch import Patch
 from dlas.verify.repair.strategy import strategies
 from dlas.verify.running import Subject
@@ -45,6 +45,7 @@ class RepairReport:
         runs: Runs of a whole network on these rows; one on a single row counts as its share.
         seconds: Time taken.
         model: The repaired network.
+        target_hash: Hash of the network that was repaired.
     """
 
     source: str
@@ -60,6 +61,7 @@ class RepairReport:
     runs: float
     seconds: float
     model: Model
+    target_hash: str
 
     def to_dict(self) -> dict[str, Any]:
         """Plain dictionary, fit for JSON; without the weights in the patches."""
@@ -142,6 +144,7 @@ def repair_file(
         found["runs"],
         found["seconds"],
         target.model.with_step(repaired, step),
+        target.model.hash,
     )
 
 
@@ -210,7 +213,7 @@ def _outcome(before: Comparison, after: Comparison, changed: bool) -> str:
     return "improved" if better else "unchanged"
 
 
-def write_log(report: RepairReport, target: Model, path: Path) -> None:
+def write_log(report: RepairReport, path: Path) -> None:
     """Write the changes so that they can be applied to the target again, or undone."""
     from dlas.core.files import write_atomic
 
@@ -218,7 +221,7 @@ def write_log(report: RepairReport, target: Model, path: Path) -> None:
         "dlas_repair": LOG_VERSION,
         "source": report.source,
         "target": report.target,
-        "target_hash": target.hash,
+        "target_hash": report.target_hash,
         "strategy": report.strategy,
         "outcome": report.outcome,
         "log": list(report.log),
@@ -249,9 +252,17 @@ def read_log(path: Path) -> list[Patch]:
 
 
 def reapply(model: Model, patches: list[Patch], *, undo: bool = False) -> Model:
-    """A network with the changes of a log, or without them; raises ModelError when they do not fit it."""
+    """A network with the changes of a log, or without them.
+
+    Raises:
+        ModelError: The changes do not fit the network, or what they give is none.
+    """
     graph = opened(model.to_bytes())
     for patch in reversed(patches) if undo else patches:
         graph = patch.undo(graph) if undo else patch.apply(graph)
+    if reason := valid(graph):
+        raise ModelError(
+            f"the changes of the log give no valid network: {reason}", "make the log again with `dlas repair`"
+        )
     step = Step("undo repair" if undo else "repair", {}, step_versions(), tuple(p.title for p in patches))
     return model.with_step(graph, step)
