@@ -154,7 +154,7 @@ def show(found: CompareReport) -> None:
     top1 = f", top-1 {figure_text(found.source_top1)}" if found.source_top1 else ""
     say(
         f"source {found.source}: {found.rows} {'random ' if found.random else ''}rows{top1}; "
-        f"noise floor {floor.flips} labels, {floor.max_abs:.2g} in any score"
+        f"noise floor {floor.flips} of {floor.rows} labels, {floor.max_abs:.2g} in any score"
     )
     cells = [_cells(row) for row in found.paths]
     columns = [

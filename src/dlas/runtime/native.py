@@ -43,6 +43,7 @@ def answers(
     inputs: Sequence[np.ndarray],
     options: Mapping[str, Any] | None = None,
     threads: int = 2,
+    kernels: str = "",
 ) -> list[np.ndarray]:
     """All outputs of a model file, in the order of the file.
 
@@ -53,6 +54,7 @@ def answers(
         options: What its reader was told about the file, such as the architecture of a bare checkpoint or the
             signature of a SavedModel.
         threads: Threads within an operator.
+        kernels: For TFLite files: which of the kernels of the back end ``litert``; by default what LiteRT takes.
 
     Returns:
         One array per output. Those with a row per sample are ``(N, ...)``; others come as they are where all rows
@@ -63,7 +65,8 @@ def answers(
         ShapeError: The file has another number of inputs.
     """
     runners = {"onnxruntime": _onnx, "litert": _tflite, "torch": _torch, "keras": _keras, OURSELVES: _dlas}
-    runner = runners[owner(Path(path))](path, dict(options or {}), threads)
+    told = {**(options or {}), **({"kernels": kernels} if kernels else {})}
+    runner = runners[owner(Path(path))](path, told, threads)
     if runner.inputs != len(inputs):
         raise ShapeError(f"{Path(path).name} has {runner.inputs} inputs, {len(inputs)} were given")
     if len({len(x) if x.ndim else None for x in inputs}) != 1:
@@ -146,9 +149,14 @@ def _tflite(path: str, options: dict[str, Any], threads: int) -> _Runner:
     if path.lower().endswith((".c", ".cc")):
         from dlas.graph.formats.c_array import flatbuffer
 
-        given_as = {"model_content": flatbuffer(Path(path), options.get("array", ""))}
+        given_as: dict[str, Any] = {"model_content": flatbuffer(Path(path), options.get("array", ""))}
     else:
         given_as = {"model_path": path}
+    if "kernels" in options:
+        from dlas.runtime.backends.litert import RESOLVERS
+
+        resolver = getattr(interpreter_module.OpResolverType, RESOLVERS[options["kernels"]])
+        given_as["experimental_op_resolver_type"] = resolver
     interpreter = interpreter_module.Interpreter(num_threads=threads, **given_as)
     interpreter.allocate_tensors()
     given = [d["index"] for d in interpreter.get_input_details()]

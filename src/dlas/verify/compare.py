@@ -19,12 +19,13 @@ from dlas.data.guess import background_class, with_guessed_preprocessing
 from dlas.runtime.backend import backends
 from dlas.runtime.native import OURSELVES, owner
 from dlas.verify.differential import is_classifier
+from dlas.verify.floor import source_floors
 from dlas.verify.judging import Known, failed, judged, named_rows, native_runtime, top1_of, worst
 from dlas.verify.layers import compare_layers
 from dlas.verify.matrix import LabelMatrix
 from dlas.verify.paths import RunPath, parse_paths
 from dlas.verify.report import Answers, CompareReport, PathResult
-from dlas.verify.running import Subject, axes_of, fed_rows, floors, in_order, native, source_rows
+from dlas.verify.running import Subject, axes_of, fed_rows, in_order, native, source_rows
 from dlas.verify.times import BASE, PathTime, path_times
 from dlas.verify.warm import Compiler, Lane, Shelf, time_lanes
 
@@ -138,7 +139,8 @@ def _source_answers(
     first = reference[0]
     if labels is not None and is_classifier(first) and (hint := background_class(first, labels)):
         tell(hint)
-    return Known(source.path, source.model, x, data, labels, reference, floors(source.model, x))
+    found = source_floors(source, x, reference, timeout_s)
+    return Known(source.path, source.model, x, data, labels, reference, found)
 
 
 def _jobs(source: Subject, targets: Sequence[Subject], routes: Sequence[RunPath]) -> list[_Job]:

@@ -32,11 +32,12 @@ from dlas.runtime.artifact import (
 from dlas.runtime.backend import Backend, LayerTiming, backends
 
 _FILE = "model.tflite"
-_RESOLVERS = {
+RESOLVERS = {
     "xnnpack": "AUTO",
     "builtin": "BUILTIN_WITHOUT_DEFAULT_DELEGATES",
     "reference": "BUILTIN_REF",
 }
+"""Sets of kernels and what LiteRT calls them."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ class LiteRtOptions:
     kernels: str = option(
         "xnnpack",
         "XNNPACK delegate, the optimised built-in kernels, or the reference kernels",
-        choices=tuple(_RESOLVERS),
+        choices=tuple(RESOLVERS),
     )
 
 
@@ -131,7 +132,7 @@ class LiteRtExecutable(SignedExecutable):
 
 def _interpreter(path: Path, kernels: str, threads: int) -> Any:
     litert = optional_import("ai_edge_litert.interpreter", extra="tflite", needed_for="the back end litert")
-    resolver = getattr(litert.OpResolverType, _RESOLVERS[kernels])
+    resolver = getattr(litert.OpResolverType, RESOLVERS[kernels])
     try:
         interpreter = litert.Interpreter(
             model_path=str(path), num_threads=threads, experimental_op_resolver_type=resolver
