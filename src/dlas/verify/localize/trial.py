@@ -14,7 +14,8 @@ from dlas.verify.localize.network import Network
 ROWS = 4
 CONFIRMED = 4  # tensors that agree behind a value: more than a chance or a way back to where it came from
 _AHEAD = 12  # operators behind a region in which agreement must come back
-_FAR = 60  # operators behind a Transpose that are looked at
+_MISSES = 2  # Transposes that are not at fault, on the way to one that is
+_FAR = 60  # operators between a Transpose and where it shows
 
 Matches = Mapping[str, Match]
 Values = Mapping[str, np.ndarray]
@@ -70,19 +71,38 @@ class Trial:
         right until an operator takes the order to be another one. Where another order behind that Transpose makes
         this operator agree, and all between that agreed still do, it is the one at fault.
         """
-        for name in self.target.fed(first):
-            origin = self._origin(name, matches)
-            if origin is None:
+        best: tuple[Match, np.ndarray] | None = None
+        misses = 0
+        for u in self._turns(first, matches):
+            maker = self.target.maker(u)
+            before = (
+                next((matches[n].order for n in self.target.fed(maker) if n in matches), None)
+                if maker
+                else None
+            )
+            found = next(self._other_ways(u, before, first, matches, state), None)
+            if found is None:
+                misses += 1
+                if misses > _MISSES:
+                    break
                 continue
-            u, ways = origin
-            present = state[u]
-            source = matches[u].source
-            right = self.known.values[source]
-            for way in ways:
-                values = turned(right, way, present.shape[1:]).astype(present.dtype)
-                if self._holds(u, values, first, matches, state):
-                    return Match(u, source, way, relative(values, present)), values
-        return None
+            if found[0].order == before:
+                return found  # without this one all is well; another one would have to turn otherwise
+            best = best or found
+        return best
+
+    def _other_ways(
+        self, u: str, before: Order | None, first: ir.Node, matches: Matches, state: Values
+    ) -> Iterator[tuple[Match, np.ndarray]]:
+        """Orders of ``u`` with which ``first`` agrees; the one that it had ``before`` is tried first."""
+        present, match = state[u], matches[u]
+        right = self.known.values[match.source]
+        small = squeezed(right).shape[1:]
+        ways = [w for w in orders(small, tuple(small[a] for a in match.order)) if w != match.order]
+        for way in sorted(ways, key=lambda w: w != before):
+            values = turned(right, way, present.shape[1:]).astype(present.dtype)
+            if self._holds(u, values, first, matches, state):
+                yield Match(u, match.source, way, relative(values, present)), values
 
     def lacking(self, first: ir.Node, matches: Matches, state: Values) -> tuple[Match, np.ndarray] | None:
         """A tensor that ``first`` and others read which should be the source's next one.
@@ -106,24 +126,18 @@ class Trial:
                         return Match(name, other, order, relative(values, present)), values
         return None
 
-    def _origin(self, name: str, matches: Matches) -> tuple[str, list[Order]] | None:
-        """The result of the Transpose that gave a tensor its order of axes, and the other orders it could have."""
-        seen = set[str]()
-        while name in matches and name not in seen:
-            seen.add(name)
-            order = matches[name].order
+    def _turns(self, first: ir.Node, matches: Matches) -> Iterator[str]:
+        """Results of the Transposes before an operator, the nearest first."""
+        left, seen = list(self.target.fed(first)), set[str]()
+        while left and len(seen) < _FAR:
+            name = left.pop(0)
             maker = self.target.maker(name)
-            if maker is None:
-                return None
-            fed = [n for n in self.target.fed(maker) if n in matches]
-            if maker.op_type == "Transpose" and fed:
-                source = squeezed(self.known.values[matches[name].source])
-                target = tuple(source.shape[1:][a] for a in order)
-                ways = [w for w in orders(source.shape[1:], target) if w != order]
-                # What went in is the likeliest.
-                return name, sorted(ways, key=lambda w: w != matches[fed[0]].order)
-            name = next((n for n in fed if matches[n].order == order), "")
-        return None
+            if name in seen or maker is None:
+                continue
+            seen.add(name)
+            if maker.op_type == "Transpose" and name in matches:
+                yield name
+            left += self.target.fed(maker)
 
     def _holds(self, u: str, values: np.ndarray, first: ir.Node, matches: Matches, state: Values) -> bool:
         """Whether ``first`` agrees, and all behind ``u`` that agreed before, with ``values`` in its place."""
