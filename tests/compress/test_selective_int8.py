@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import onnx_ir as ir
+import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
@@ -313,6 +314,23 @@ def test_the_front_keeps_what_nothing_beats() -> None:
     near = [point(0, 0.01, 0.1, 100), point(9, 0.0, 0.0, 400)]
     assert [p.rank for p in ranked(near)] in ([1, 2], [2, 1])
     assert [p.rank for p in ranked(near, 0.03)] == [1, 2]
+
+
+def test_onnx_runtime_leaves_the_float_layers_float(tmp_path: Path) -> None:
+    """It rounds the weights of a float layer between two quantised tensors, unless it is kept from it."""
+    made = methods.get("int8")(keep_float="conv3_Conv").apply(
+        models.residual(), Dataset("images", models.images(32))
+    )
+    options = ort.SessionOptions()
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
+    options.optimized_model_filepath = str(tmp_path / "optimised.onnx")
+    ort.InferenceSession(made.to_bytes(), options, providers=["CPUExecutionProvider"])
+    optimised = onnx.load(tmp_path / "optimised.onnx").graph
+    weights = {t.name: t.data_type for t in optimised.initializer}
+    kinds = [weights.get(n.input[1]) for n in optimised.node if n.op_type == "Conv"]
+    assert kinds.count(TensorProto.FLOAT) == 1  # the others read from a DequantizeLinear
+    x = models.images(50, seed=8)
+    np.testing.assert_allclose(predict(made, x, level="basic"), predict(made, x, level="disable"), atol=1e-4)
 
 
 def test_the_result_runs_on_integer_kernels_and_answers_as_recorded() -> None:

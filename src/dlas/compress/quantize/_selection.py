@@ -14,6 +14,7 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 from dlas.compress.calibration import Batches, Range, open_session, parts
 from dlas.compress.qdq import Grid, weight_grid
 from dlas.compress.quantize._bias import FloatMeans, add_to_bias
+from dlas.compress.quantize._guard import guard_float_layers
 from dlas.compress.quantize._rewrite import Rewriter
 from dlas.compress.quantize._scheme import RULES, Scheme, choose, constant, data_inputs, input_at, weight_axis
 from dlas.compress.quantize._static import (
@@ -119,6 +120,7 @@ class Mixture:
             layers = corrected(scheme)
             add_to_bias(graph.graph, layers, self._shifted(kept, grids, bool(layers)))
         notes = Rewriter(graph.graph, scheme, grids, per_channel=self.recipe.per_channel).run()
+        guard_float_layers(graph.graph)
         RemoveUnusedNodesPass()(graph)
         if self.recipe.unsigned and not signed:
             unsigned_activations(graph)

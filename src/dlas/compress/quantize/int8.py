@@ -24,6 +24,7 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 from dlas.compress.calibration import CALIBRATIONS, calibration_batches
 from dlas.compress.method import Change, Method, Plan, Progress, methods
 from dlas.compress.quantize._bias import CORRECTED, add_to_bias, outputs
+from dlas.compress.quantize._guard import guard_float_layers
 from dlas.compress.quantize._rewrite import Rewriter, weighted
 from dlas.compress.quantize._scheme import (
     choose,
@@ -139,6 +140,7 @@ class Int8(Method):
             add_to_bias(graph.graph, corrected(scheme), shifts)
         rewriter = Rewriter(graph.graph, scheme, grids, per_channel=options.per_channel, io=options.io)
         notes = rewriter.run()
+        guard_float_layers(graph.graph)
         RemoveUnusedNodesPass()(graph)
         if options.activations == "uint8":
             unsigned_activations(graph)
