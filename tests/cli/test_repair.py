@@ -91,6 +91,9 @@ def test_a_conversion_is_repaired_and_the_log_goes_both_ways(run: Callable, plac
     fixed = faulty.answers(place / "fixed.onnx", rows)
     assert not np.allclose(broken, wanted, atol=1e-2)
     np.testing.assert_allclose(fixed, wanted, rtol=1e-4, atol=1e-4)
+    graph = onnx.load(place / "fixed.onnx").graph
+    read = {name for node in graph.node for name in node.input}
+    assert [t.name for t in graph.initializer if t.name not in read] == []  # what was replaced is gone
     log = "fixed.onnx.patches.json"
     assert run("two.onnx", "--apply", log, "-o", "again.onnx")[0] == 0
     np.testing.assert_array_equal(faulty.answers(place / "again.onnx", rows), fixed)

@@ -8,6 +8,7 @@ import numpy as np
 import onnx_ir as ir
 
 from dlas.core.errors import DlasError
+from dlas.graph.passes import remove_unused
 from dlas.verify.localize.engine import Fault, find
 from dlas.verify.repair.job import Job, Mended, valid
 from dlas.verify.repair.patch import Patch
@@ -68,6 +69,7 @@ class Replay(Strategy):
         try:
             fault.change(candidate)
             candidate.graph.sort()
+            remove_unused(candidate)  # constants that were replaced are dead weight
         except (DlasError, ValueError) as error:
             log.append(f"dropped: {fault.detail}: it does not fit the whole network: {error}")
             return None
