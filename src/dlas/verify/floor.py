@@ -12,13 +12,15 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from dlas.core.worker import WorkerFailure, run_in_worker
+from dlas.graph.analysis import layers
 from dlas.graph.signature import to_real
 from dlas.runtime.native import owner
 from dlas.verify.differential import NoiseFloor, floor_between
 from dlas.verify.running import Subject, floors
 
-_KERNELS = ("builtin", "reference")
-_ROWS = 200  # reference kernels take a hundred times as long
+_ROWS = 200
+# Reference kernels do about 1e9 multiplications a second: what takes longer than half a minute is left out.
+_REFERENCE_MACS, _FEWEST_ROWS = 30e9, 20
 _MEMORY = 8 * 2**30
 
 
@@ -39,14 +41,18 @@ def source_floors(
     found = floors(source.model, x)
     if owner(source.path) != "litert":
         return found
-    lengths = {len(rows) if rows.ndim else 0 for rows in x.values()}
-    count = min(_ROWS, *lengths) if len(lengths) == 1 else None
-    for kernels in _KERNELS:
+    lengths = {len(given) if given.ndim else 0 for given in x.values()}
+    rows = lengths.pop() if len(lengths) == 1 else 0
+    affordable = int(_REFERENCE_MACS / max(sum(layer.macs or 0 for layer in layers(source.model)), 1))
+    for kernels, most in (("builtin", _ROWS), ("reference", min(_ROWS, affordable))):
+        if most < min(rows, _FEWEST_ROWS):
+            continue
+        count = min(rows, most) or None
         try:
             other = run_in_worker(
                 "dlas.runtime.native:answers",
                 str(source.path),
-                [rows[:count] if count else rows for rows in x.values()],
+                [given[:count] for given in x.values()],
                 dict(source.options),
                 kernels=kernels,
                 timeout_s=timeout_s,
