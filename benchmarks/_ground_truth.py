@@ -20,7 +20,7 @@ from dlas.core.figure import Outcome
 from dlas.core.worker import WorkerFailure, run_in_worker
 from dlas.graph.guard import import_model
 from dlas.graph.model import Model
-from dlas.graph.signature import adapt_rows, to_real
+from dlas.graph.signature import adapt_rows, output_quantisation, to_real
 from dlas.runtime.converter import Converter, SideConverter, converter_for
 from dlas.verify.differential import Comparison, compare_outputs
 from dlas.verify.running import Subject, native, on_backend
@@ -197,13 +197,24 @@ class Bench:
             given = ((given / np.float32(255) - _MEAN) / _STD).astype(np.float32).transpose(0, 3, 1, 2)
         if run.path in SPECIAL:
             return SPECIAL[run.path](path, np.ascontiguousarray(given))
-        if path not in self._models:
-            self._models[path] = import_model(path)
-        model = self._models[path]
+        model, origin = self._model(path), None
+        if run.via and np.issubdtype(np.dtype(model.inputs[0].dtype), np.integer):
+            # A conversion that kept the integers of its source need not say what they stand for.
+            origin = self._model(self.data / "models" / run.file)
+            given = adapt_rows(given, origin, 0)
         fed = [adapt_rows(given, model, 0)]
         if run.path == "native":
-            return native(Subject(path, model), fed, _TIMEOUT_S)[0]
-        return on_backend(model, run.path, fed, _TIMEOUT_S)[0]
+            found = native(Subject(path, model), fed, _TIMEOUT_S)[0]
+        else:
+            found = on_backend(model, run.path, fed, _TIMEOUT_S)[0]
+        if origin is None or output_quantisation(model) is not None:
+            return found
+        return to_real(found.astype(origin.outputs[0].dtype), origin)
+
+    def _model(self, path: Path) -> Model:
+        if path not in self._models:
+            self._models[path] = import_model(path)
+        return self._models[path]
 
     def _rows(self, rows: str) -> np.ndarray:
         if rows not in self._inputs:
@@ -258,8 +269,12 @@ def images(data: Path, rows: str, most: int = 0) -> tuple[np.ndarray, np.ndarray
 
 RANDOM: dict[str, Callable[[np.random.Generator], np.ndarray]] = {
     "vww": lambda rng: rng.random((_RANDOM_ROWS, 96, 96, 3), dtype=np.float32),
-    "ad01": lambda rng: rng.normal(-10, 5, (100, 640)).astype(np.float32),  # log-mel energies
-    "kws": lambda rng: rng.uniform(-123, 25, (100, 490)).astype(np.float32),  # the range of its int8 twin
+    # Which ones the table was measured with is not recorded. Labels of the pair that differs flip in 0 % of the rows
+    # (uniform 0..1) to 28 % (uniform -50..0); these come close to its figures.
+    "ad01": lambda rng: rng.normal(0, 5, (100, 640)).astype(np.float32),
+    "kws": lambda rng: rng.uniform(-123, 25, (100, 49, 10, 1)).astype(
+        np.float32
+    ),  # the range of its int8 twin
 }
 
 
@@ -283,7 +298,7 @@ def _against(row: Row, found: Found) -> Found:
     seen = found.comparison
     if seen is not None and row.label_diff is not None and seen.label_diff is not None:
         distance = 100 * seen.label_diff.value - row.label_diff
-        if abs(distance) > 1:
+        if abs(distance) > max(1.0, left_out(row, seen.rows)):
             why.append(f"labels differ by {distance:+.1f} points")
     if seen is not None and row.max_abs is not None:
         small = row.max_abs < 1e-3  # rounding: less is as good
@@ -294,6 +309,17 @@ def _against(row: Row, found: Found) -> Found:
         if seen.sqnr_db < row.sqnr - 5 or (seen.sqnr_db > row.sqnr + 5 and not high):
             why.append(f"expected {row.sqnr:g} dB")
     return Found(found.verdict, found.reason, seen, not why, "; ".join(why))
+
+
+def left_out(row: Row, rows: int) -> float:
+    """Two standard errors, in points, of a percentage on ``rows`` images that are drawn from all of the published set.
+
+    The variance is that of drawing without replacement; 0 for rows that the table does not count on images.
+    """
+    whole = {"A": 1000, "B": 500}.get(row.rows, rows)
+    share = (row.label_diff or 0.0) / 100
+    missing = max(0, whole - rows) / (whole - 1)
+    return 200 * (share * (1 - share) / rows * missing) ** 0.5
 
 
 # --- runs that go round dlas on purpose: the tool alone, as the table was measured -------------------------------

@@ -7,7 +7,8 @@
 Needs DLAS_DATA; rows with onnx2tf, litert-torch, ncnn and tflite2onnx need side environments (``dlas doctor --make-env
 NAME``, 7.5 GB in all), rows with Keras files TensorFlow (``pip install 'dlas[keras]'``). A row that cannot be tried is
 shown with the reason. It holds when the verdict is the expected one, labels differ by the expected percentage within
-one point, and the largest difference is of the same order. Leaves with 1 if a row that was tried does not hold.
+one point (or by two standard errors of leaving out the images that are not here, where these are larger), and the
+largest difference is of the same order. Leaves with 1 if a row that was tried does not hold.
 """
 
 from __future__ import annotations
