@@ -153,7 +153,7 @@ class Plant:
         error = self.error(target)
         if not error >= LEAST:
             return None
-        return Specimen(name, target, (self._truth(mutation, site, target),), error)
+        return Specimen(name, target, (_truth(mutation, site, self.graph, target),), error)
 
     def error(self, target: ir.Model) -> float:
         """Relative L2 of a target's first output; infinite where it has another shape, NaN or infinities."""
@@ -206,19 +206,16 @@ class Plant:
             alone = self.specimen(name, mutation, site)
             if alone is None or not math.isfinite(alone.error):
                 return None
-            truths.append(alone.truths[0])
+            before = target.clone()
             try:
                 mutation.apply(target, site)
             except (DlasError, ValueError):
                 return None  # the second took away what the third needs
+            truths.append(_truth(mutation, site, before, target))  # new operators have other names than alone
         error = self.error(target)
         order = {str(n.name): i for i, n in enumerate(self.graph.graph)}
         truths.sort(key=lambda t: order.get(t.site.node, -1))
         return Specimen(name, target, tuple(truths), error) if math.isfinite(error) else None
-
-    def _truth(self, mutation: Mutation, site: Site, target: ir.Model) -> Truth:
-        nodes = changed(self.graph, target)
-        return Truth(_class_of(mutation, target, nodes), mutation.name, site, nodes)
 
 
 def changed(before: ir.Model, after: ir.Model) -> tuple[str, ...]:
@@ -255,6 +252,11 @@ def distances(between: Mapping[str, set[str]], start: Iterable[str]) -> dict[str
 def distance(graph: ir.Model, found: str, truth: Truth) -> float:
     """Operators of a target between one that was found and the nearest one at fault; infinite where there is no way."""
     return distances(neighbours(graph), truth.nodes).get(found, math.inf)
+
+
+def _truth(mutation: Mutation, site: Site, before: ir.Model, after: ir.Model) -> Truth:
+    nodes = changed(before, after)
+    return Truth(_class_of(mutation, after, nodes), mutation.name, site, nodes)
 
 
 def _class_of(mutation: Mutation, target: ir.Model, nodes: tuple[str, ...]) -> str:
