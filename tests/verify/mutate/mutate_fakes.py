@@ -14,7 +14,7 @@ from dlas.verify.mutate.answers import answers
 
 
 def faulty(
-    backend: str, target: str, threads: int, original: str, network: str, programs: Any, x: Any
+    backend: str, target: str, threads: int, batch: int, original: str, network: str, programs: Any, x: Any
 ) -> dict[str, np.ndarray]:
     """Dies, hangs, raises or gives NaN where the name of the mutant says so."""
     name = Path(network).name
@@ -24,7 +24,7 @@ def faulty(
         time.sleep(60)
     if name.startswith("relu-to-sigmoid"):
         raise ValueError("no such kernel")
-    found = answers(backend, target, threads, original, network, programs, x)
+    found = answers(backend, target, threads, batch, original, network, programs, x)
     if name.startswith("scale-weights"):
         return {key: np.full_like(value, np.nan) for key, value in found.items()}
     return found

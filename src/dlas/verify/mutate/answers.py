@@ -21,6 +21,7 @@ def answers(
     backend: str,
     target: str,
     threads: int,
+    batch: int,
     original: str,
     network: str,
     programs: Mapping[str, str],
@@ -32,6 +33,7 @@ def answers(
         backend: Choice as text (``tvm:opt=O3``).
         target: Choice as text (``host:isa=x86-64-v3``).
         threads: Threads.
+        batch: Rows per run; TVM takes one, or as many as the network wants.
         original: File of the network without a fault; TVM keeps the code of its operators.
         network: File of the network to run.
         programs: Tensor programs to put in place of those of the same name; TVM only.
@@ -43,9 +45,9 @@ def answers(
     if Choice.parse(backend).name == "tvm":
         from dlas.verify.mutate import lowering
 
-        return lowering.answers(backend, target, threads, original, network, programs, x)
+        return lowering.answers(backend, target, original, network, programs, x)
     with scratch_folder() as folder:
-        session.build(backend, network, target, str(folder))
+        session.build(backend, network, target, str(folder), batch)
         session.open(backend, str(folder), target, threads)
         try:
             return session.all_outputs(x)

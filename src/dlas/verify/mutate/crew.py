@@ -90,7 +90,11 @@ class Crew:
                 if worker is not None:
                     worker.close()
                     self._all.remove(worker)
-                worker = Worker(memory_bytes=_MEMORY, env={**count, "TVM_BIND_THREADS": "0"})
+                worker = Worker(
+                    memory_bytes=_MEMORY,
+                    env={**count, "TVM_BIND_THREADS": "0"},
+                    preload=["dlas.verify.mutate.answers"],
+                )
                 self._all.append(worker)
             self._own.worker, self._own.ready = worker, set()
         return worker, self._own.ready

@@ -225,7 +225,9 @@ def _answers(
 ) -> list[np.ndarray]:
     """All outputs on a path as real numbers, in the network's order; raises WorkerFailure."""
     backend = str(path.backend)
-    given = (backend, path.target, path.threads, str(original), str(network), dict(programs), dict(x))
+    leading = model.inputs[0].shape[0] if model.inputs[0].shape else 1
+    batch = leading if isinstance(leading, int) else 1
+    given = (backend, path.target, path.threads, batch, str(original), str(network), dict(programs), dict(x))
     first = (PREPARE, backend, path.target, str(original))
     found = crew.call(ANSWERS, *given, timeout_s=timeout_s, first=first)
     return [to_real(found[spec.name], model, i) for i, spec in enumerate(model.outputs)]

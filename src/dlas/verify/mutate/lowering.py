@@ -29,7 +29,10 @@ class _Base:
     """The unchanged network on one path.
 
     Attributes:
+        original: Its file.
         model: As deployed, one row at a time.
+        level: Optimisation level.
+        target: TVM's target.
         module: Relax module after lowering.
         folded: The same with constants folded, where the level does that.
         calls: How often each tensor program is called in ``folded``.
@@ -38,6 +41,7 @@ class _Base:
         code: Their code; None until the first compilation.
     """
 
+    original: str
     model: Model
     level: str
     target: Any
@@ -49,6 +53,7 @@ class _Base:
     code: Any = None
 
 
+_scripts: dict[str, dict[str, str]] = {}
 _bases: dict[tuple[str, str, str], _Base] = {}
 _last: dict[str, Any] = {}  # programs that the last mutant compiled anew
 
@@ -62,9 +67,14 @@ def programs(original: str) -> list[tuple[str, str]]:
     Raises:
         UnsupportedError: TVM cannot read the network.
     """
-    module = base("tvm:opt=O0", "host", original).module
-    functions = {gv.name_hint: function for gv, function in module.functions.items()}
-    return [(name, functions[name].script()) for name in _calls(module)]
+    return list(_script_of(original).items())
+
+
+def _script_of(original: str) -> dict[str, str]:
+    if original not in _scripts:
+        _, module = _lowered("tvm:opt=O0", "host", original)
+        _scripts[original] = {name: module[name].script() for name in _calls(module)}
+    return _scripts[original]
 
 
 def base(backend: str, target: str, original: str) -> _Base:
@@ -78,7 +88,6 @@ def base(backend: str, target: str, original: str) -> _Base:
 def answers(
     backend: str,
     target: str,
-    threads: int,
     original: str,
     network: str,
     programs: Mapping[str, str],
@@ -121,7 +130,7 @@ def _made(backend: str, target: str, original: str) -> _Base:
     level = _engine(backend).options.opt
     try:
         folded = _folded(module, level)
-        known = _Base(model, level, _target(target), module, folded, _calls(folded))
+        known = _Base(original, model, level, _target(target), module, folded, _calls(folded))
         _compiled(known, folded)
     except FAILURES as error:
         raise refused("TVM", error) from error
@@ -188,10 +197,13 @@ def _replaced(known: _Base, programs: Mapping[str, str]) -> Any:
     """The lowered network with other programs; constants are folded anew only where that computes with one of them."""
     import tvm
 
-    before = _calls(known.module)
+    before, first = _calls(known.module), passes_of(known.level)[0]
+    expected = _script_of(known.original) if first else {}
     for name in programs:
         if name not in before:
-            raise UnsupportedError(f"the network has no program {name!r} at this level")
+            raise UnsupportedError(f"the network has no program {name!r} at {known.level}")
+        if first and known.module[name].script() != expected.get(name):
+            raise UnsupportedError(f"program {name!r} is another one at {known.level}")
     same = all(known.calls.get(name) == before[name] for name in programs)
     start = known.folded if same else known.module
     module = tvm.IRModule(start.functions, attrs=start.attrs)
