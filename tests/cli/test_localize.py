@@ -75,6 +75,19 @@ def test_no_fault_leaves_with_0(run: Callable) -> None:
     assert "no fault found" in err
 
 
+@pytest.mark.parametrize(
+    ("flips", "code", "words"), [(2, 0, "rounding that adds up"), (12, 1, "feed more samples")]
+)
+def test_labels_that_no_fault_explains_are_not_passed_over(
+    run: Callable, monkeypatch: pytest.MonkeyPatch, flips: int, code: int, words: str
+) -> None:
+    found = report.LocalizeReport("a", "b", (), flips, 32, False, 9, 9, 0.1, 0.0, {})
+    monkeypatch.setattr("dlas.api.localize", lambda *_, **__: found)
+    left, out, err = run("source.onnx", "same.onnx")
+    assert (left, out) == (code, "")
+    assert words in err
+
+
 @pytest.mark.usefixtures("at_once")
 def test_without_data_random_numbers_are_fed_and_said_to_be(run: Callable) -> None:
     code, _, err = run("source.onnx", "pads.onnx", "--rows", "5")

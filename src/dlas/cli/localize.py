@@ -63,7 +63,7 @@ def localize(
         _show(found)
         for file in written:
             say(f"reproducer {file}, samples in {file.with_suffix('.npz').name}")
-    return int(bool(found.faults))
+    return int(bool(found.faults) or not found.explained)
 
 
 def _check_folder(folder: Path) -> None:
@@ -84,8 +84,14 @@ def _show(found: LocalizeReport) -> None:
     for note in found.notes:
         say(f"note: {note}")
     if not found.faults:
-        rest = "; the labels differ by rounding that adds up" if found.flips else ""
-        say(f"no fault found: every output follows from operators that agree{rest}")
+        if found.explained:
+            rest = "; the labels differ by rounding that adds up" if found.flips else ""
+            say(f"no fault found: every output follows from operators that agree{rest}")
+        else:
+            say(
+                "no fault found, but more labels differ than rounding explains: feed more samples with --rows, and "
+                "look at the layers with `dlas compare --layers`"
+            )
         return
     rows = [
         (

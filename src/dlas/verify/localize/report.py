@@ -23,6 +23,7 @@ from dlas.verify.running import Subject, axes_of, fed_rows, source_rows
 
 _MEMORY = 8 * 2**30
 ROWS = 32
+_ROUNDING = 0.15  # share of the labels that differ between a network in 8 bits and its float twin where both are right
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,11 @@ class LocalizeReport:
     notes: tuple[str, ...] = ()
     reproducers: tuple[tuple[bytes, Mapping[str, np.ndarray]], ...] = ()
 
+    @property
+    def explained(self) -> bool:
+        """Whether no more labels differ than the faults, or rounding that adds up, can be blamed for."""
+        return bool(self.faults) or (self.flips or 0) <= _ROUNDING * self.rows
+
     def to_dict(self) -> dict[str, Any]:
         """Plain dictionary, fit for JSON; without the reproducers."""
         return {
@@ -73,6 +79,7 @@ class LocalizeReport:
             "tolerance": self.tolerance,
             "typical": self.typical,
             "origin": dict(self.origin),
+            "explained": self.explained,
             "notes": list(self.notes),
         }
 
