@@ -88,6 +88,9 @@ def mutate(
 
 def show(found: MutationReport) -> None:
     """Print a report: fates by mutation and path, scores, and where paths disagree."""
+    from dlas.core.statistics import proportion
+    from dlas.verify.mutate.report import pair
+
     kind = "random " if found.random else ""
     touched = sum(c.touched for c in found.coverage.values())
     sites = sum(c.sites for c in found.coverage.values())
@@ -114,6 +117,8 @@ def show(found: MutationReport) -> None:
         lines = [
             (name, *[_share(found.discrepancy(a, b, name)) for a, b in pairs]) for name in found.mutations
         ]
+        clean = [proportion(found.baseline[pair(a, b)], found.rows) for a, b in pairs]
+        lines.append(("no fault", *map(_share, clean)))
         lines.append(("all", *[_share(found.discrepancy(a, b)) for a, b in pairs]))
         write_table(header, [line for line in lines if any(line[1:])])
     if found.no_effect:
