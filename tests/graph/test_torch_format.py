@@ -69,6 +69,24 @@ def test_architecture_is_recognised(tmp_path: Path, capfd: pytest.CaptureFixture
     assert capfd.readouterr() == ("", "")
 
 
+@pytest.mark.parametrize("depth", [20, 110])
+def test_only_what_can_fit_is_built(tmp_path: Path, depth: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    from dlas.graph.formats import _torch_checkpoint
+
+    built = []
+    shapes = _torch_checkpoint._meta_shapes
+    monkeypatch.setattr(_torch_checkpoint, "_meta_shapes", lambda build: built.append(1) or shapes(build))
+    wanted = f"cifar-resnet:classes=7,depth={depth}"
+    state = architecture_for(wanted).build().state_dict()
+    found = _torch_checkpoint.assemble("net.pt", state, "", ())
+    assert found.architecture == architecture_for(wanted).spelled()
+    assert len(built) == 2  # one of each family
+    del state["layer1.0.conv1.weight"]  # no depth has that many blocks
+    with pytest.raises(ModelError, match="fit no known architecture"):
+        _torch_checkpoint.assemble("net.pt", state, "", ())
+    assert len(built) == 8
+
+
 def test_unknown_weights_name_the_closest(tmp_path: Path, digits: nn.Module) -> None:
     state = {**digits.state_dict(), "extra.weight": torch.ones(2)}
     with pytest.raises(
@@ -194,6 +212,12 @@ def test_exported_program(program: tuple[Path, nn.Module]) -> None:
     x = np.random.default_rng(1).random((3, 1, 4, 4), np.float32)
     with torch.no_grad():
         np.testing.assert_allclose(predict(model, x), net(torch.from_numpy(x)).numpy(), atol=1e-5)
+
+
+@pytest.mark.parametrize(("option", "value"), [("architecture", "digits-cnn"), ("shape", "1x4x4")])
+def test_a_program_takes_no_option(program: tuple[Path, nn.Module], option: str, value: str) -> None:
+    with pytest.raises(OptionError, match=f"net.pt2: {option} = '{value}'.*says nothing about it"):
+        load_model(program[0], **{option: value})
 
 
 def test_exported_program_with_a_fixed_batch(tmp_path: Path) -> None:

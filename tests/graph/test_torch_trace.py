@@ -508,8 +508,12 @@ def test_what_cannot_be_traced_is_exported(slow: list[nn.Module]) -> None:
     x = torch.randn(ROWS)
     (got,) = answers(model.to_proto(), x)
     np.testing.assert_allclose(got, module(x).detach().numpy(), rtol=1e-5, atol=1e-6)
-    from_module(nn.Linear(4, 3), torch.zeros(ROWS))
+    (note,) = [n for n in model.history[-1].notes if "exporter" in n]
+    assert note.startswith("written by PyTorch's exporter, as the network could not be traced: ")
+    assert "cumsum" in note
+    traced = from_module(nn.Linear(4, 3), torch.zeros(ROWS))
     assert len(slow) == 1
+    assert not [n for n in traced.history[-1].notes if "exporter" in n]
 
 
 def test_a_wrong_graph_is_noticed_and_replaced(
@@ -519,6 +523,12 @@ def test_a_wrong_graph_is_noticed_and_replaced(
     model = from_module(nn.Tanh(), torch.zeros(ROWS))
     assert len(slow) == 1
     assert [n.op_type for n in model.ir.graph] == ["Tanh"]
+    assert "differs from PyTorch by" in model.history[-1].notes[-1]
+
+
+def test_the_reason_holds_no_address() -> None:
+    error = NotTracedError("<function f at 0x7f00aB12> is not in the tables")
+    assert torch_export._reason(error) == "<function f> is not in the tables"
 
 
 @pytest.mark.parametrize("size", [1e-3, 1.0])

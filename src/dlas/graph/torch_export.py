@@ -12,7 +12,7 @@ import re
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -21,6 +21,7 @@ import onnx_ir as ir
 from dlas.core.errors import ModelError, UnsupportedError
 from dlas.graph.model import OPSET, Model, Step, step_versions
 from dlas.graph.preprocessing import Preprocessing
+from dlas.graph.rewriting import fresh_name, shorten
 
 if TYPE_CHECKING:
     import torch
@@ -42,11 +43,13 @@ class Exported:
         graph: The network in ONNX.
         dynamic: Whether its batch is dynamic.
         traced: Whether it is the work of :mod:`dlas.graph.torch_trace`, which leaves nothing to tidy.
+        reason: Why it is not, where tracing was tried.
     """
 
     graph: ir.Model
     dynamic: bool
     traced: bool = False
+    reason: str = ""
 
 
 Exporter = Callable[["nn.Module", "tuple[torch.Tensor, ...]", bool], Exported]
@@ -65,7 +68,7 @@ def export_slowly(module: nn.Module, examples: tuple[torch.Tensor, ...], fixed_b
 
 def finished(raw: Exported) -> Exported:
     """The same with a graph that is tidy."""
-    return raw if raw.traced else Exported(tidied(raw.graph), raw.dynamic)
+    return raw if raw.traced else replace(raw, graph=tidied(raw.graph))
 
 
 def from_module(
@@ -119,11 +122,13 @@ def from_module(
         if not exported.traced or exporter is not export:
             raise
         log.debug("%s: the traced graph is given up: %s", name, failure)
-        exported = export_slowly(module, examples, fixed_batch)
+        exported = replace(export_slowly(module, examples, fixed_batch), reason=_reason(failure))
         model, error = _checked(module, examples, exported, fields)
     notes = (f"largest difference from torch on random input: {error:.2g}",)
     if not exported.dynamic and not fixed_batch:
         notes += ("the batch is fixed: torch.export could not make it dynamic",)
+    if exported.reason:
+        notes += (f"written by PyTorch's exporter, as the network could not be traced: {exported.reason}",)
     step = Step(
         "import",
         {"format": "torch", "opset": OPSET, **(options or {})},
@@ -157,9 +162,9 @@ def export_raw(module: nn.Module, examples: tuple[torch.Tensor, ...], fixed_batc
 
     try:
         return Exported(trace(module, examples, fixed_batch), not fixed_batch, traced=True)
-    except NotTracedError as reason:
-        log.debug("exported by PyTorch: %s", first_line(reason))
-        return _by_pytorch(module, examples, fixed_batch)
+    except NotTracedError as failure:
+        log.debug("exported by PyTorch: %s", first_line(failure))
+        return replace(_by_pytorch(module, examples, fixed_batch), reason=_reason(failure))
 
 
 def _by_pytorch(module: nn.Module, examples: tuple[torch.Tensor, ...], fixed_batch: bool) -> Exported:
@@ -233,7 +238,7 @@ def _rename(graph: ir.Model) -> None:
     io = {id(v) for v in (*graph.graph.inputs, *graph.graph.outputs)}
     taken: set[str] = {str(v.name) for v in (*graph.graph.inputs, *graph.graph.outputs)}
     for node in graph.graph:
-        node.name = _fresh(_node_name(node), taken)
+        node.name = fresh_name(_node_name(node), taken)
         for index, value in enumerate(node.outputs):
             if id(value) not in io:
                 value.name = node.name if index == 0 else f"{node.name}:{index}"
@@ -258,52 +263,13 @@ def _node_name(node: ir.Node) -> str:
     return f"{place}.{node.op_type.lower()}" if place else node.op_type.lower()
 
 
-def _fresh(name: str, taken: set[str]) -> str:
-    unique, count = name, 1
-    while unique in taken:
-        count += 1
-        unique = f"{name}_{count}"
-    taken.add(unique)
-    return unique
-
-
-# What the exporter itself would do if it could be told to leave batch norms alone: above all, a Reshape to a shape
-# computed from the batch becomes a Reshape to a constant.
-_RULES = (
-    "materialize_reshape_shape",
-    "squeeze_reshape_1d",
-    "reshape_reshape",
-    "unsqueeze_unsqueeze",
-    "transpose_transpose",
-    "no_op_transpose",
-    "no_op_expand",
-    "no_op_cast",
-    "cast_cast",
-    "collapse_slice",
-    "collapse_slice2",
-    "mul_by_1",
-    "div_by_1",
-    "add_0",
-    "sub_0",
-    "successive_relu",
-    "successive_clip",
-)
-
-
 def tidied(raw: ir.Model) -> ir.Model:
     """A smaller copy of an exported graph, with names a reader knows.
 
     Batch norms are kept: fine-tuning needs them, and criteria on weights mean something else once they are folded.
     """
-    from onnxscript import rewriter
-    from onnxscript.rewriter.rules import common
-
-    from dlas.graph.passes import tidy
-
     graph = raw.clone()
-    tidy(graph)
-    rewriter.RewritePass([getattr(common, f"{name}_rule") for name in _RULES])(graph)
-    tidy(graph)
+    shorten(graph, last=("successive_relu", "successive_clip"))
     _rename(graph)  # last: nodes that go would take the good names
     return graph
 
@@ -365,6 +331,11 @@ def _largest_difference(
             )
         largest = max(largest, error)
     return largest
+
+
+def _reason(error: object) -> str:
+    """The first line without addresses, which are others in every run and would make every file another one."""
+    return re.sub(r" at 0x[0-9a-fA-F]+", "", first_line(error))
 
 
 def first_line(error: object) -> str:

@@ -48,7 +48,7 @@ class Architecture(Configurable):
 
     @classmethod
     def options_from(cls, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
-        """Options that can be read off the checkpoint itself, such as the number of classes.
+        """Options that can be read off the checkpoint itself, such as the number of classes; they win over candidates.
 
         Args:
             shapes: Tensor name to shape, as in the checkpoint.

@@ -234,8 +234,10 @@ def _recognise(file: str, state: State) -> Any:
     close: list[tuple[int, str, list[str]]] = []
     fitting = []
     for _, member in architectures.members():
-        for options in member.candidates():
-            found = member(**{**member.options_from(shapes), **options})
+        read = member.options_from(shapes)
+        tried = [member(**{**options, **read}) for options in member.candidates()]
+        # What can be read off the checkpoint makes many candidates one, and building each is what takes time.
+        for found in {f.spelled(): f for f in tried}.values():
             differences = _differences(_meta_shapes(found.build), shapes)
             if not differences:
                 fitting.append(found)

@@ -43,6 +43,7 @@ _DECIDE = (
     "graph/torch_trace/*.py",
     "graph/torch_ops/table.py",
     "graph/passes.py",
+    "graph/rewriting.py",
     "graph/formats/_torch_skeleton.py",
 )
 
@@ -92,7 +93,7 @@ def _weights(module: nn.Module) -> Weights | None:
 def _stripped(raw: Exported, exported: Exported, weights: Weights) -> dict[str, bytes]:
     """Files of the cache entry: graph and facts, or facts alone where the graph depends on the weights."""
     graph, names = _without(exported.graph, weights)
-    facts = {"weights": names, "dynamic": raw.dynamic, "traced": raw.traced}
+    facts = {"weights": names, "dynamic": raw.dynamic, "traced": raw.traced, "reason": raw.reason}
     if not raw.traced and not _independent(raw.graph, weights, (graph, names)):
         return {_FACTS: b"{}"}
     return {_GRAPH: graph, _FACTS: json.dumps(facts).encode()}
@@ -140,7 +141,7 @@ def _filled(files: Mapping[str, bytes], weights: Weights) -> Exported | None:
     graph = ir.from_proto(onnx.ModelProto.FromString(files[_GRAPH]))
     for name in facts["weights"]:
         graph.graph.initializers[name].const_value = ir.Tensor(weights[name], name=name)
-    return Exported(graph, facts["dynamic"], facts["traced"])
+    return Exported(graph, facts["dynamic"], facts["traced"], facts["reason"])
 
 
 class _AbsentError(Exception):

@@ -54,13 +54,21 @@ class Torch(Format):
             "",
             "what the weights belong to: a registered architecture (cifar-resnet:depth=20) or your own function "
             "(package.module:function); recognised by itself where empty",
+            use="reading",
         )
-        shape: str = option("", "shape of one sample for a function of your own, such as 3x32x32")
+        shape: str = option(
+            "", "shape of one sample for a function of your own, such as 3x32x32", use="reading"
+        )
 
     @classmethod
     def recognises(cls, head: bytes) -> bool:
         """A zip archive or a pickle."""
         return head[:2] == b"PK" or head[:1] == b"\x80"
+
+    @classmethod
+    def unread(cls, path: Path) -> frozenset[str]:
+        """An exported program says itself what it is."""
+        return frozenset({"architecture", "shape"} if path.suffix.lower() == ".pt2" else ())
 
     def load(self, path: Path) -> Model:
         """Read a file, build the network, export and check it.

@@ -7,6 +7,7 @@ new channels with zeros ("option A"). Tensor names are those of the widely used 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 DEPTHS = (20, 32, 44, 56, 110)
 WIDTHS = (16, 32, 64)
+_FIRST_OF_BLOCK = re.compile(r"layer1\.\d+\.conv1\.weight")
 
 
 @architectures.register("cifar-resnet")
@@ -62,9 +64,11 @@ class CifarResNet(Architecture):
 
     @classmethod
     def options_from(cls, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
-        """The number of classes is the number of rows of the last layer."""
+        """The number of classes is the number of rows of the last layer, the depth follows from the blocks."""
         rows = shapes.get("linear.bias", ())
-        return {"classes": rows[0]} if len(rows) == 1 and rows[0] >= 2 else {}
+        found = {"classes": rows[0]} if len(rows) == 1 and rows[0] >= 2 else {}
+        depth = 6 * sum(_FIRST_OF_BLOCK.fullmatch(name) is not None for name in shapes) + 2
+        return {**found, "depth": depth} if depth in DEPTHS else found
 
 
 def _network(blocks: int, classes: int) -> nn.Module:
