@@ -181,7 +181,8 @@ def _show_plans(plans: list[Plan], json: bool) -> None:
 
 def _write(before: Model, after: Model, target: Path, json: bool) -> None:
     from dlas.api import save
-    from dlas.graph.analysis import diff, figures, file_figures
+    from dlas.graph.analysis import figures, file_figures
+    from dlas.graph.changes import diff
     from dlas.graph.format import companions, format_for
 
     written = save(after, target)

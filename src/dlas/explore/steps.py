@@ -74,7 +74,7 @@ def compress_network(
 ) -> dict[str, Any]:
     """Apply one compression method and list what it changed against the original."""
     from dlas.compress.method import methods
-    from dlas.graph.analysis import diff
+    from dlas.graph.changes import diff
 
     member = methods.get(method)(**options)
     rows = open_rows(data) if data else None
