@@ -21,7 +21,7 @@ __version__ = "0.1.0"
 
 _PUBLIC = {
     "dlas.api": (
-        "bench", "compare", "compile", "compress", "convert", "load", "localize", "repair", "report", "save", "study",
+        "bench", "compare", "compile", "compress", "convert", "load", "localize", "mutate", "repair", "report", "save", "study",
     ),
     "dlas.core.errors": (
         "CheckFailedError", "DataError", "DlasError", "MissingDependencyError", "ModelError", "OptionError",
@@ -51,6 +51,7 @@ if TYPE_CHECKING:
     from dlas.api import convert as convert
     from dlas.api import load as load
     from dlas.api import localize as localize
+    from dlas.api import mutate as mutate
     from dlas.api import repair as repair
     from dlas.api import report as report
     from dlas.api import save as save

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from dlas.verify.compare import CompareReport
     from dlas.verify.conversion import Conversion
     from dlas.verify.localize.report import LocalizeReport
+    from dlas.verify.mutate.report import MutationReport
     from dlas.verify.repair.report import RepairReport
     from dlas.verify.running import Subject
 
@@ -341,6 +342,47 @@ def repair(
             budget_s=budget_s,
             tell=tell,
         )
+
+
+def mutate(
+    model: str | Path | Model,
+    *,
+    data: str | Path | Dataset | None = None,
+    split: str = "",
+    paths: str | Sequence[str] = "onnxruntime",
+    operators: str | Sequence[str] = "all",
+    max_mutants: int = 100,
+    seed: int = 0,
+    rows: int = 50,
+    folder: str | Path | None = None,
+    architecture: str = "",
+) -> MutationReport:
+    """Put faults into a network, one at a time, and see which of them the rows notice on which path.
+
+    Args:
+        model: The network.
+        data: Rows; without them random inputs are used.
+        split: Split of the data set.
+        paths: Ways to run it, such as ``ort:O0,tvm:O2``; tensor programs need one of TVM.
+        operators: ``all``, ``graph``, ``program``, ``mutatenn``, or names of mutations.
+        max_mutants: Budget, spread over the mutations and then over their sites; 0 for all.
+        seed: Same seed, same mutants.
+        rows: Rows to use at most.
+        folder: Where mutants and tables go; finished mutants found there are not run again.
+        architecture: For a bare checkpoint.
+    """
+    from dlas.verify.mutate import mutate as run
+
+    return run(
+        load(model, architecture=architecture),
+        data=dataset(data, split),
+        paths=paths,
+        operators=operators,
+        max_mutants=max_mutants,
+        seed=seed,
+        rows=rows,
+        folder=Path(folder) if folder is not None else None,
+    )
 
 
 @contextmanager
