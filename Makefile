@@ -2,7 +2,7 @@
 #   make run    set up, then the main job on the network that ships with dlas
 #   make test   set up, then style, types, layers and all tests that are not marked slow
 # More:
-#   make test-all   every extra (TensorFlow too: 2 GB) and every test
+#   make test-all   every extra (TensorFlow too: 2 GB), the converters' own environments (7 GB) and every test
 #   make fuzz       100,000 damaged model files through every importer (hours)
 #   make bench      the figures of benchmarks/README.md
 
@@ -13,7 +13,9 @@ RUN_EXTRAS  := tflite,openvino
 TEST_EXTRAS := dev
 ALL_EXTRAS  := dev,keras,iree,executorch,fuzz
 
-.PHONY: run test test-all lint bench fuzz clean system-run system-test help
+SIDE_ENVIRONMENTS := onnx2tf onnx2tf-1.28 litert-torch ncnn tflite2onnx
+
+.PHONY: run test test-all side-environments lint bench fuzz clean system-run system-test help
 
 help:
 	@sed -n '1,7p' Makefile
@@ -24,8 +26,12 @@ run: $(VENV)/.run
 test: $(VENV)/.test lint
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow" --durations 20
 
-test-all: $(VENV)/.all lint
+test-all: $(VENV)/.all lint side-environments
 	$(BIN)/python -m pytest -n 2 --dist worksteal --durations 40
+
+# Converters that cannot live beside the rest; those that are built already are left alone.
+side-environments: $(VENV)/.all
+	$(BIN)/dlas doctor $(foreach name,$(SIDE_ENVIRONMENTS),--make-env $(name))
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check src tests benchmarks scripts
