@@ -209,6 +209,7 @@ def test_exported_program(program: tuple[Path, nn.Module]) -> None:
     path, net = program
     model = load_model(path)
     assert model.inputs[0].shape == ("N", 1, 4, 4)
+    assert "as the network could not be traced: it is an exported program" in model.history[-1].notes[-1]
     x = np.random.default_rng(1).random((3, 1, 4, 4), np.float32)
     with torch.no_grad():
         np.testing.assert_allclose(predict(model, x), net(torch.from_numpy(x)).numpy(), atol=1e-5)

@@ -61,9 +61,11 @@ def export(module: nn.Module, examples: tuple[torch.Tensor, ...], fixed_batch: b
     return finished(export_raw(module, examples, fixed_batch))
 
 
-def export_slowly(module: nn.Module, examples: tuple[torch.Tensor, ...], fixed_batch: bool) -> Exported:
-    """As :func:`export`, by PyTorch's exporter in any case; an :data:`Exporter`."""
-    return finished(_by_pytorch(module, examples, fixed_batch))
+def export_slowly(
+    module: nn.Module, examples: tuple[torch.Tensor, ...], fixed_batch: bool, reason: str = ""
+) -> Exported:
+    """As :func:`export`, by PyTorch's exporter in any case, for that ``reason``; an :data:`Exporter`."""
+    return finished(replace(_by_pytorch(module, examples, fixed_batch), reason=reason))
 
 
 def finished(raw: Exported) -> Exported:
@@ -122,7 +124,7 @@ def from_module(
         if not exported.traced or exporter is not export:
             raise
         log.debug("%s: the traced graph is given up: %s", name, failure)
-        exported = replace(export_slowly(module, examples, fixed_batch), reason=_reason(failure))
+        exported = export_slowly(module, examples, fixed_batch, _reason(failure))
         model, error = _checked(module, examples, exported, fields)
     notes = (f"largest difference from torch on random input: {error:.2g}",)
     if not exported.dynamic and not fixed_batch:

@@ -20,7 +20,7 @@ from dlas.core.options import option
 from dlas.core.registry import Registry
 from dlas.graph.format import Format, formats
 from dlas.graph.model import Model
-from dlas.graph.torch_export import from_module
+from dlas.graph.torch_export import export_slowly, from_module
 from dlas.graph.weights import WeightFile, WeightTensor, plain_text
 
 if TYPE_CHECKING:
@@ -86,7 +86,10 @@ class Torch(Format):
             from dlas.graph.formats._torch_program import read_program
 
             module, examples, dynamic = read_program(path)
-            return from_module(module, examples, path.stem, source=source, fixed_batch=not dynamic)
+            exporter = partial(export_slowly, reason="it is an exported program")
+            return from_module(
+                module, examples, path.stem, source=source, fixed_batch=not dynamic, exporter=exporter
+            )
         from dlas.graph.formats._torch_checkpoint import read_state
 
         return rebuilt(path.stem, read_state(path), source, self.options)
