@@ -62,7 +62,8 @@ def relative(source: np.ndarray, target: np.ndarray) -> float:
         source, target = source.astype(np.float64), target.astype(np.float64)
     with np.errstate(over="ignore", invalid="ignore"):
         noise, signal = _norm(source - target), _norm(source)
-        if source.dtype == np.float32 and not 0 < signal + noise < np.inf:  # squares leave the range of float32
+        # Squares of very large or very small numbers leave the range of float32.
+        if source.dtype == np.float32 and not 0 < signal + noise < np.inf:
             wide = source.astype(np.float64)
             noise, signal = _norm(wide - target), _norm(wide)
     if not np.isfinite(noise):
