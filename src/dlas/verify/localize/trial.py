@@ -9,10 +9,10 @@ import onnx_ir as ir
 
 from dlas.core.errors import DlasError
 from dlas.verify.localize.alignment import Candidates, Match, Order, orders, relative, squeezed, turned
-from dlas.verify.localize.network import Network
+from dlas.verify.localize.network import Network, inputs_of
 
 ROWS = 4
-CONFIRMED = 4  # tensors that agree behind a value: more than a chance or a way back to where it came from
+CONFIRMED = 3  # an operator with weights agrees behind a value, or three without: no chance any more
 _AHEAD = 12  # operators behind a region in which agreement must come back
 _MISSES = 2  # Transposes that are not at fault, on the way to one that is
 _FAR = 60  # operators between a Transpose and where it shows
@@ -45,24 +45,32 @@ class Trial:
         self._below: dict[str, set[str]] = {}
 
     def agreement(self, u: str, match: Match, values: np.ndarray, state: Values) -> int:
-        """How many tensors behind ``u`` agree with ones behind the source's tensor once it is put right.
+        """How well the operators behind ``u`` agree with those behind the source's tensor once it is put right.
 
-        A single one says little: a value that belongs further up is on its way there soon. ``CONFIRMED`` is as good
-        as more, and what is given where an output of the network is reached.
+        A Relu alone says little: behind a value from elsewhere it gives what stands behind a Relu there. ``CONFIRMED``
+        is as good as more, and what is given where an output of the network is reached.
         """
         if self.pairs.get(u) == match.source and u in self.target.outputs:
             return CONFIRMED
         below = self.descendants(match.source)
-        count = 0
+        count, seen = 0, set[str]()
         for name, result, rest in self._behind(u, values, state, _AHEAD):
             found = self._of(name, result, below)
             if found is None:
                 continue
-            count += 1
+            if found[0] not in seen:  # a Transpose goes on with the same
+                count += CONFIRMED if self._weighted(name) else 1
+                seen.add(found[0])
             if count >= CONFIRMED or (name in self.target.outputs and self.pairs.get(name) == found[0]):
                 return CONFIRMED
             rest[name] = found[1]
         return count
+
+    def _weighted(self, name: str) -> bool:
+        """Whether a tensor is made with weights of its own."""
+        maker = self.target.maker(name)
+        arrays = [self.target.constants.get(n) for n in inputs_of(maker)] if maker is not None else []
+        return any(a is not None and a.size > 1 and a.dtype.kind == "f" for a in arrays)
 
     def misturned(self, first: ir.Node, matches: Matches, state: Values) -> tuple[Match, np.ndarray] | None:
         """A Transpose before ``first`` that is to blame for it.

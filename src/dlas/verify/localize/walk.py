@@ -76,6 +76,7 @@ class Walk:
         target_inputs: The same samples as the target wants them.
         tolerance: Relative L2 up to which two tensors are the same.
         pairs: Names of the source's outputs by those of the target's.
+        known: All tensors of the source, where another walk on the same rows has them.
     """
 
     def __init__(
@@ -86,11 +87,12 @@ class Walk:
         target_inputs: Values,
         tolerance: float,
         pairs: Mapping[str, str],
+        known: Candidates | None = None,
     ) -> None:
         self.source, self.target = source, target
         self.tolerance, self.pairs = tolerance, dict(pairs)
         self.source_inputs, self.target_inputs = dict(source_inputs), dict(target_inputs)
-        self.known = Candidates(self._source_values())
+        self.known = known or Candidates(self._source_values())
         self.trial = Trial(source, target, self.known, tolerance, self.pairs)
 
     def _source_values(self) -> Iterator[tuple[str, np.ndarray]]:
@@ -105,8 +107,20 @@ class Walk:
             match = self.known.find(name, values, self.tolerance)
             if match is not None:
                 state.matches[name] = match
-        after = 0
-        for node in self.target.steps:
+        return self._on(state, forced, 0)
+
+    def _on(self, state: State, forced: Mapping[str, tuple[Match, np.ndarray]], start: int) -> State:
+        """Go on from the node at ``start`` with what is known of those before it."""
+        place = self.target.position
+        earlier = {str(n.name) for n in self.target.steps[:start]}
+        state = State(
+            {n: v for n, v in state.values.items() if place.get(n, -1) < start},
+            {n: m for n, m in state.matches.items() if place.get(n, -1) < start},
+            {n: reason for n, reason in state.failed.items() if n in earlier},
+        )
+        made = (m for n, m in state.matches.items() if place.get(n, -1) >= 0)
+        after = max((self.known.place(m.source) for m in made), default=0)
+        for node in self.target.steps[start:]:
             after = self._step(node, state, forced, after)
         return state
 
@@ -158,8 +172,8 @@ class Walk:
         """All faulty regions, in the order of execution, and the state with every one of them put right."""
         forced: dict[str, tuple[Match, np.ndarray]] = {}
         found: list[Region] = []
+        state = self.follow(forced)
         while True:
-            state = self.follow(forced)
             bad = [o for o in self.target.outputs if not self.healthy(state, o) and o not in forced]
             if not bad or len(found) >= _FAULTS:
                 order = {name: i for i, name in enumerate(n.name for n in self.target.steps)}
@@ -168,6 +182,7 @@ class Walk:
             region, match, values = self._region(state, bad)
             forced[region.target] = (match, values)
             found.append(region)
+            state = self._on(state, forced, max(0, self.target.position[region.target]))
 
     def _region(self, state: State, bad: list[str]) -> tuple[Region, Match, np.ndarray]:
         unknown = self._unknown(state, bad)
