@@ -123,7 +123,7 @@ def opened(name: str, count: int) -> tuple[Model, dict[str, np.ndarray]]:
     return model, {model.inputs[0].name: prepare(data.head(count), model)}
 
 
-def judged(kind: str, network: str, plant: Plant, specimen: Specimen, rows: int) -> Result:
+def judged(kind: str, network: str, plant: Plant, specimen: Specimen) -> Result:
     """Localise one specimen."""
     result = Result(
         network,
@@ -133,9 +133,8 @@ def judged(kind: str, network: str, plant: Plant, specimen: Specimen, rows: int)
         [f"{t.mutation} at {t.site}" for t in specimen.truths],
         specimen.error,
     )
-    few = {k: v[:rows] for k, v in plant.rows.items()}
     started = time.process_time()
-    found = find(plant.source, specimen.graph, few, few, budget_s=BUDGET_S)
+    found = find(plant.source, specimen.graph, plant.rows, plant.rows, budget_s=BUDGET_S)
     result.seconds = time.process_time() - started
     result.found = [[f.fault, f.kind, f.target_node] for f in found.faults]
     _score(result, specimen, found)
@@ -152,10 +151,12 @@ def _score(result: Result, specimen: Specimen, found: Found) -> None:
         result.named.append(near <= 1 and not wrong)
 
 
-def repair(result: Result, plant: Plant, specimen: Specimen, strategy: str) -> None:
+def repair(
+    result: Result, plant: Plant, specimen: Specimen, strategy: str, rows: dict[str, np.ndarray]
+) -> None:
     """Repair one specimen on the first half of the rows, and look at the other half."""
-    half = len(next(iter(plant.rows.values()))) // 2
-    whole = Job(plant.source, specimen.graph, plant.rows)
+    half = len(next(iter(rows.values()))) // 2
+    whole = Job(plant.source, specimen.graph, rows)
     job, held = whole.on(slice(0, half)), whole.on(slice(half, 2 * half))
     job.deadline = time.monotonic() + BUDGET_S
     started = time.process_time()  # other work on the machine must not count
@@ -172,8 +173,8 @@ def run(name: str, seed: int, rows: int, share: float, repairs: Iterable[str]) -
     """Everything on one network."""
     entry = NETWORKS[name]
     model, x = opened(name, 2 * rows)
-    plant = Plant(model, x, seed)
-    converted = Plant(model, x, seed + 1, entry.form)
+    few = {k: v[:rows] for k, v in x.items()}  # what has no effect on these cannot be found on them
+    plant, converted = Plant(model, few, seed), Plant(model, few, seed + 1, entry.form)
     sets = [
         ("single", plant, plant.singles(math.ceil(entry.singles * share))),
         ("converted", converted, converted.singles(math.ceil(entry.converted * share))),
@@ -183,9 +184,9 @@ def run(name: str, seed: int, rows: int, share: float, repairs: Iterable[str]) -
     results = []
     for kind, origin, specimens in sets:
         for specimen in specimens:
-            result = judged(kind, name, origin, specimen, rows)
+            result = judged(kind, name, origin, specimen)
             for strategy in repairs if specimen.truths else ():
-                repair(result, origin, specimen, strategy)
+                repair(result, origin, specimen, strategy, x)
             results.append(result)
             if not fine(result):
                 progress(f"{name} {kind} {specimen.name}: {result.mutations}, found {result.found}")
