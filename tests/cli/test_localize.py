@@ -88,6 +88,42 @@ def test_labels_that_no_fault_explains_are_not_passed_over(
     assert words in err
 
 
+def test_another_network_does_not_fill_the_screen(run: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+    fault = {
+        "fault": "graph", "target_node": "a", "source_node": "b", "error_before": None, "error_after": None,
+        "flips": -3, "detail": "an operator", "hint": "a converter did this",
+    }  # fmt: skip
+    found = report.LocalizeReport(
+        "a", "b", (fault,) * 50, 9, 32, False, 9, 9, 0.1, 0.0, {}, tuple(f"note {i}" for i in range(5))
+    )
+    monkeypatch.setattr("dlas.api.localize", lambda *_, **__: found)
+    code, out, err = run("source.onnx", "same.onnx")
+    assert code == 1
+    assert len(out.splitlines()) == 21  # with the head
+    assert "no result" in out
+    assert "30 more, see --json; perhaps the two are not the same network" in err
+    assert err.count("a converter did this") == 1
+    assert "note: 2 more, see --json" in err
+    assert len(json.loads(run("source.onnx", "same.onnx", "--json")[1])["faults"]) == 50
+
+
+@pytest.mark.usefixtures("at_once")
+def test_random_numbers_that_saturate_an_integer_input_are_named(run: Callable, place: Path) -> None:
+    """No fault can be told from the damage that such samples do."""
+    proto = onnx.ModelProto.FromString(faulty.conversion().to_bytes())
+    proto.graph.input[0].type.tensor_type.elem_type = TensorProto.INT8
+    proto.graph.input[0].name = "codes"
+    proto.graph.node.insert(
+        0, helper.make_node("DequantizeLinear", ["codes", "scale", "zero"], ["input"], name="real")
+    )
+    proto.graph.initializer.append(onnx.numpy_helper.from_array(np.float32(0.001), "scale"))
+    proto.graph.initializer.append(onnx.numpy_helper.from_array(np.int8(0), "zero"))
+    (place / "int8.onnx").write_bytes(proto.SerializeToString())
+    _, _, err = run("source.onnx", "int8.onnx", "--rows", "4")
+    assert "the input of int8.onnx holds -0.128 to 0.127 in steps of 0.001: the random numbers lose" in err
+    assert "lose" not in run("source.onnx", "same.onnx", "--rows", "4")[2]
+
+
 @pytest.mark.usefixtures("at_once")
 def test_without_data_random_numbers_are_fed_and_said_to_be(run: Callable) -> None:
     code, _, err = run("source.onnx", "pads.onnx", "--rows", "5")

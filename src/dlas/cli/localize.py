@@ -14,6 +14,9 @@ from dlas.core.errors import OptionError
 if TYPE_CHECKING:
     from dlas.verify.localize.report import LocalizeReport
 
+_SHOWN = 20  # faults in the table; a conversion with more is another network
+_NOTES = 3
+
 Budget = Annotated[float, typer.Option("--budget", help="Seconds for the search.", min=1)]
 
 
@@ -81,8 +84,10 @@ def _show(found: LocalizeReport) -> None:
         f"{found.target} against {found.source}: {found.rows} {kind}samples{flips}; {found.matched} tensors agree "
         f"within {found.tolerance:g}, typically {found.typical:.1g}"
     )
-    for note in found.notes:
+    for note in found.notes[:_NOTES]:
         say(f"note: {note}")
+    if len(found.notes) > _NOTES:
+        say(f"note: {len(found.notes) - _NOTES} more, see --json")
     if not found.faults:
         if found.explained:
             rest = "; the labels differ by rounding that adds up" if found.flips else ""
@@ -104,13 +109,18 @@ def _show(found: LocalizeReport) -> None:
             "" if f["flips"] is None else f["flips"],
             f["detail"],
         )
-        for number, f in enumerate(found.faults, 1)
+        for number, f in enumerate(found.faults[:_SHOWN], 1)
     ]
     columns = ("fault", "class", "in target", "in source", "error", "mended", "labels", "what is wrong")
     write_table(columns, rows)
-    for number, fault in enumerate(found.faults, 1):
+    if len(found.faults) > _SHOWN:
+        say(f"{len(found.faults) - _SHOWN} more, see --json; perhaps the two are not the same network")
+    hints: dict[str, list[str]] = {}
+    for number, fault in enumerate(found.faults[:_SHOWN], 1):
         if fault["hint"]:
-            say(f"fault {number}: {fault['hint']}")
+            hints.setdefault(fault["hint"], []).append(str(number))
+    for hint, numbers in hints.items():
+        say(f"fault{'s' if len(numbers) > 1 else ''} {', '.join(numbers)}: {hint}")
     origin = ", ".join(
         f"{k} {v}" for k, v in found.origin.items() if k in ("framework", "producer", "format") and v
     )

@@ -16,6 +16,8 @@ from dlas.core.files import explain_write, write_atomic
 from dlas.core.worker import WorkerFailure, run_in_worker
 from dlas.data.dataset import Dataset
 from dlas.graph.model import Model
+from dlas.graph.signature import clipped_share
+from dlas.verify.localize.alignment import relative
 from dlas.verify.localize.engine import find, named
 from dlas.verify.localize.runtime import Backend, find_in_runtime
 from dlas.verify.paths import parse_paths
@@ -24,6 +26,9 @@ from dlas.verify.running import Subject, axes_of, fed_rows, source_rows
 _MEMORY = 8 * 2**30
 ROWS = 32
 _ROUNDING = 0.15  # share of the labels that differ between a network in 8 bits and its float twin where both are right
+
+_ENOUGH = 16  # samples on which this share means anything
+_LOST = 0.05  # relative L2 that random numbers may lose in an integer input
 
 
 @dataclass(frozen=True)
@@ -63,7 +68,9 @@ class LocalizeReport:
     @property
     def explained(self) -> bool:
         """Whether no more labels differ than the faults, or rounding that adds up, can be blamed for."""
-        return bool(self.faults) or (self.flips or 0) <= _ROUNDING * self.rows
+        # Few samples say nothing, and on random ones scores lie close together.
+        few = self.random or self.rows < _ENOUGH
+        return bool(self.faults) or few or (self.flips or 0) <= _ROUNDING * self.rows
 
     def to_dict(self) -> dict[str, Any]:
         """Plain dictionary, fit for JSON; without the reproducers."""
@@ -125,7 +132,10 @@ def localize_files(
         UnsupportedError: Control flow, or a batch larger than one that is written into the network.
     """
     x, y = paired_rows(source, target, data, rows)
-    tell(f"feed {len(next(iter(x.values())))} samples to {source.path.name} and {target.path.name}")
+    count = len(next(iter(x.values())))
+    tell(
+        f"feed {count} samples to {source.path.name} and {target.path.name}, {budget_s:g} s at most to explain"
+    )
     found = in_worker(
         "dlas.verify.localize.report:search", source.model.to_bytes(), target.model.to_bytes(), x, y, budget_s,
         budget_s=budget_s,
@@ -142,7 +152,7 @@ def localize_files(
         found["tolerance"],
         found["typical"],
         dict(target.model.source),
-        tuple(found["notes"]),
+        (*_lost(target, x, random=data is None), *found["notes"]),
         tuple((bytes(p), a) for p, a in found["reproducers"]),
     )
 
@@ -205,6 +215,24 @@ def paired_rows(
     x, _ = source_rows(source.model, data, rows)
     given = fed_rows(target.model, x, data, axes_of(target, source.path)["inputs"])
     return x, {spec.name: v for spec, v in zip(target.model.inputs, given, strict=True)}
+
+
+def _lost(target: Subject, x: Mapping[str, np.ndarray], *, random: bool) -> list[str]:
+    """What to know where random numbers do not fit into an input of few bits."""
+    if not random or len(x) != 1:
+        return []
+    values = next(iter(x.values()))
+    share, low, high = clipped_share(values, target.model)
+    if not np.isfinite(low):
+        return []
+    step = (high - low) / 255
+    lost = relative(values, np.clip(np.round(values / step) * step, low, high))
+    if lost <= _LOST:
+        return []
+    return [
+        f"the input of {target.path.name} holds {low:.3g} to {high:.3g} in steps of {step:.3g}: the random numbers "
+        f"lose {lost:.0%} there ({share:.0%} of them lie outside), so give real samples with --data"
+    ]
 
 
 def _refuse_other_classes(source: Subject, target: Subject) -> None:
