@@ -354,12 +354,13 @@ def test_options_are_checked() -> None:
             methods.get("class-bias")(**wrong)
 
 
-def test_a_bias_that_cannot_hold_the_offsets_is_refused() -> None:
+@pytest.mark.parametrize("scale", [1e-12, 0.0])
+def test_a_bias_that_cannot_hold_the_offsets_is_refused(scale: float) -> None:
     model = build(INTEGERS["float answers"])
     proto = model.to_proto()
     for tensor in proto.graph.initializer:
         if tensor.name == "s_b":
-            tensor.CopyFrom(numpy_helper.from_array(np.float32(1e-12), "s_b"))
+            tensor.CopyFrom(numpy_helper.from_array(np.float32(scale), "s_b"))
     broken = Model.from_proto(proto)
     with pytest.raises(UnsupportedError, match="int32 bias of 'n4'"):
         compress_model(broken, "class-bias", shifted_rows(broken, SHIFT))

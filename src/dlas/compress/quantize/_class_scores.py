@@ -303,8 +303,9 @@ def _into_integers(writer: QdqWriter, layer: ir.Node, bias: ir.Value, shift: np.
     assert found is not None
     assert node is not None
     codes, scale, axis = found
-    moved = codes.astype(np.float64) + np.rint(shift / scale.astype(np.float64))
-    if np.abs(moved).max() > 2**31 - 1:
+    with np.errstate(divide="ignore", invalid="ignore"):  # a scale of 0 is refused like one that is too small
+        moved = codes.astype(np.float64) + np.rint(shift / scale.astype(np.float64))
+    if not np.abs(moved).max() <= 2**31 - 1:
         raise UnsupportedError(
             f"the int32 bias of {layer.name!r} cannot hold offsets up to {np.abs(shift).max():.3g}",
             "apply class-bias to the float network and quantise that",
