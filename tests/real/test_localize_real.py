@@ -56,6 +56,13 @@ def test_a_float_network_against_itself_is_healthy(data_folder: Path) -> None:
     assert found.matched > 50
 
 
+def test_a_source_with_integer_outputs_is_compared_in_real_values(data_folder: Path) -> None:
+    path = data_folder / "models" / "mlperf-tiny" / "streaming_wakeword_int8.tflite"
+    found = api.localize(path, path, rows=4)
+    assert found.faults == ()
+    assert found.flips == 0
+
+
 def test_a_healthy_integer_twin_has_no_fault(data_folder: Path) -> None:
     """3.8 % other labels, and nobody to blame: rounding adds up."""
     models = data_folder / "models" / "mlperf-tiny"

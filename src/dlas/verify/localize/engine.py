@@ -129,7 +129,7 @@ def find(
         UnsupportedError: Control flow.
     """
     deadline = monotonic() + budget_s
-    a, b = Network(source), Network(_real_outputs(target))
+    a, b = Network(_real_outputs(source)), Network(_real_outputs(target))
     pairs = _paired(a, b)
     tolerance = _tolerance(source, target)
     x, y = _limited(a, b, source_inputs, target_inputs)
