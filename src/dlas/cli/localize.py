@@ -79,10 +79,10 @@ def _check_folder(folder: Path) -> None:
 
 def _show(found: LocalizeReport) -> None:
     kind = "random " if found.random else ""
-    flips = "" if found.flips is None else f", {found.flips} labels differ"
+    flips = "" if found.flips is None else f", {found.flips} of {found.rows} labels differ"
     say(
-        f"{found.target} against {found.source}: {found.rows} {kind}samples{flips}; {found.matched} tensors agree "
-        f"within {found.tolerance:g}, typically {found.typical:.1g}"
+        f"{found.target} against {found.source}: {found.rows} {kind}samples{flips}; tensors that agree within "
+        f"{found.tolerance:g}: {found.matched}, typically within {found.typical:.1g}"
     )
     for note in found.notes[:_NOTES]:
         say(f"note: {note}")
