@@ -10,6 +10,7 @@ import onnx_ir as ir
 from dlas.core.errors import DlasError
 from dlas.graph.passes import remove_unused
 from dlas.verify.localize.engine import Fault, find
+from dlas.verify.mutate.editing import forget_shapes
 from dlas.verify.repair.job import Job, Mended, valid
 from dlas.verify.repair.patch import Patch
 from dlas.verify.repair.strategy import Strategy, strategies
@@ -42,46 +43,73 @@ class Replay(Strategy):
             for _ in range(3 + 2 * len(found.faults)):
                 job.count(found.rows)
             left = [f for f in found.faults if (f.target_node, f.detail) not in seen]
-            accepted = False
-            for fault in left:
-                if job.over:
-                    break
-                seen.add((fault.target_node, fault.detail))
-                tried = self._tried(job, graph, answer, fault, log)
-                if tried is not None:
-                    patches.append(Patch.between(graph, tried[0], fault.detail, fault.to_dict()))
-                    (graph, answer), accepted = tried, True
+            seen |= {(f.target_node, f.detail) for f in left}
+            accepted = self._kept(job, graph, answer, left, log)
+            for fault, changed, now in accepted:
+                log.append(f"kept: {fault.detail}")
+                patches.append(Patch.between(graph, changed, fault.detail, fault.to_dict()))
+                graph, answer = changed, now
             done = len(graph.graph.outputs) == 1 and job.error(answer) <= _SAME
             if not accepted or job.over or done:
                 break
         notes = [f"left: {f.fault}: {f.detail}" for f in left if f.change is None]
         return Mended(graph, patches, log, notes)
 
+    def _kept(
+        self, job: Job, graph: ir.Model, was: np.ndarray | None, faults: list[Fault], log: list[str]
+    ) -> list[tuple[Fault, ir.Model, np.ndarray | None]]:
+        """Changes to keep, each with the graph that it and those before it give, and an answer of that.
+
+        All together, or where that is no change for the better, those that are one by themselves: each is proven by
+        the replay, but where several faults are at work, putting one right need not show in the labels.
+        """
+        steps = self._changed(graph, faults, log)
+        if not steps:
+            return []
+        now = job.output(steps[-1][1])
+        if _better(job, was, now):
+            return [(fault, changed, now) for fault, changed in steps]
+        found: list[tuple[Fault, ir.Model, np.ndarray | None]] = []
+        for fault, _ in steps if len(steps) > 1 else ():
+            alone = self._changed(graph, [fault], []) if not job.over else []
+            now = job.output(alone[0][1]) if alone else None
+            if alone and _better(job, was, now):
+                graph, was = alone[0][1], now
+                found.append((fault, graph, now))
+        kept = [fault for fault, _, _ in found]
+        log += [f"dropped: {fault.detail}: labels get worse" for fault, _ in steps if fault not in kept]
+        return found
+
     @staticmethod
-    def _tried(
-        job: Job, graph: ir.Model, was: np.ndarray | None, fault: Fault, log: list[str]
-    ) -> tuple[ir.Model, np.ndarray | None] | None:
-        """The graph with the change of a fault and its answer, or None where that is no change for the better."""
-        if fault.change is None:
-            log.append(f"not repaired: {fault.detail}")
-            return None
-        candidate = graph.clone()
-        try:
-            fault.change(candidate)
-            candidate.graph.sort()
-            remove_unused(candidate)  # constants that were replaced are dead weight
-        except (DlasError, ValueError) as error:
-            log.append(f"dropped: {fault.detail}: it does not fit the whole network: {error}")
-            return None
-        if reason := valid(candidate):
-            log.append(f"dropped: {fault.detail}: {reason}")
-            return None
-        now = job.output(candidate)
-        # Where a second fault stands behind it, a repaired one need not bring any label back, but it may cost none
-        # that only it had kept right by chance: the replay has proven it, so the error decides ties.
-        worse = int(job.flipped(now).sum()) > int(job.flipped(was).sum())
-        if worse and job.error(now) > job.error(was):
-            log.append(f"dropped: {fault.detail}: labels get worse")
-            return None
-        log.append(f"kept: {fault.detail}")
-        return candidate, now
+    def _changed(graph: ir.Model, faults: list[Fault], log: list[str]) -> list[tuple[Fault, ir.Model]]:
+        """The graph with the changes of one fault after the other; those that do not fit it are left out."""
+        steps: list[tuple[Fault, ir.Model]] = []
+        for fault in faults:
+            if fault.change is None:
+                log.append(f"not repaired: {fault.detail}")
+                continue
+            candidate = graph.clone()
+            try:
+                fault.change(candidate)
+                candidate.graph.sort()
+                remove_unused(candidate)  # constants that were replaced are dead weight
+            except (DlasError, ValueError) as error:
+                log.append(f"dropped: {fault.detail}: it does not fit the whole network: {error}")
+                continue
+            forget_shapes(candidate)  # a stride that is put right changes them
+            if reason := valid(candidate):
+                log.append(f"dropped: {fault.detail}: {reason}")
+                continue
+            steps.append((fault, candidate))
+            graph = candidate
+        return steps
+
+
+def _better(job: Job, was: np.ndarray | None, now: np.ndarray | None) -> bool:
+    """Whether an answer has no more wrong labels than another, or a smaller error.
+
+    Where a second fault stands behind it, a repaired one need not bring any label back, but it may cost none that
+    only it had kept right by chance, so the error decides.
+    """
+    worse = int(job.flipped(now).sum()) > int(job.flipped(was).sum())
+    return not (worse and job.error(now) > job.error(was))
