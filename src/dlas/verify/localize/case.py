@@ -115,6 +115,15 @@ class Case:
         """The region as a network of its own; edits by name fit it and the whole target alike."""
         return extracted(self.target, self.nodes, self.given, [self.region.target])
 
+    def admit(self, tensor: str) -> None:
+        """Let changes read one more tensor of the target whose value is known."""
+        if tensor in self.given:
+            return
+        graph = self.small.graph
+        self.given[tensor] = self.state.values[tensor][self.rows]
+        kind = ir.TensorType(ir.DataType.from_numpy(self.given[tensor].dtype))
+        graph.inputs.append(ir.Value(name=tensor, type=kind, shape=ir.Shape(self.given[tensor].shape[1:])))
+
     @cached_property
     def source_nodes(self) -> list[ir.Node]:
         """The source's operators, batch norms folded into the layers before them."""

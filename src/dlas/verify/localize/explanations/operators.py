@@ -119,15 +119,7 @@ def _wiring(case: Case, node: ir.Node) -> Iterator[Proposal]:
 
 
 def _rewired(case: Case, node: ir.Node, other: ir.Node, index: int, old: str, tensor: str) -> Proposal:
-    if tensor not in case.given:
-        case.given[tensor] = case.state.values[tensor][case.rows]
-        # The region now has one more way in.
-        value = ir.Value(
-            name=tensor,
-            type=ir.TensorType(ir.DataType.from_numpy(case.given[tensor].dtype)),
-            shape=ir.Shape(case.given[tensor].shape[1:]),
-        )
-        case.small.graph.inputs.append(value)
+    case.admit(tensor)
     return Proposal(
         "graph",
         "reads another tensor",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -27,17 +28,24 @@ class Splice(Explanation):
         made = {str(o.name) for n in nodes for o in n.outputs}
         begins: dict[str, tuple[str, Order]] = {}
         for tensor in dict.fromkeys(f for n in nodes for f in case.source.fed(n) if f not in made):
-            known = [t for t in case.counterparts(tensor) if t in case.given]
+            found = case.counterparts(tensor)
+            inside = [t for t in found if t in case.given]
+            end = case.target.position[case.region.target]
+            known = inside or [t for t in found if case.target.position[t] < end]
             if not known or tensor not in case.walk.known.values:
                 return
             match = case.match(known[0])
             assert match is not None
+            case.admit(known[0])
             begins[tensor] = (known[0], match.order)
         if not nodes:
             return
+        mine = Counter(n.op_type for n in case.nodes)
+        right = Counter(n.op_type for n in case.source_nodes)
+        lost = list((right - mine).elements()) if not mine - right else []
         yield Proposal(
-            "unexplained",
-            "region replaced",
+            "graph" if lost else "unexplained",
+            f"{' and '.join(lost[:3])} missing" if lost else "region replaced",
             f"{', '.join(case.region.target_nodes[:4])}: nothing smaller makes them agree; "
             f"{', '.join(case.region.source_nodes[:4])} of the source take their place",
             case.region.target_nodes[-1] if case.region.target_nodes else "",
