@@ -111,6 +111,7 @@ def find(
     *,
     budget_s: float = 300.0,
     explained: bool = True,
+    labels: bool = True,
     tell: Callable[[str], None] = lambda text: None,
 ) -> Found:
     """Localise every fault of ``target`` against ``source``.
@@ -122,6 +123,7 @@ def find(
         target_inputs: The same samples by input of the target.
         budget_s: Seconds for the search for explanations.
         explained: Whether to search for them at all.
+        labels: Whether to count the labels that each fault costs, a run of the target each.
         tell: Receives one line per step.
 
     Raises:
@@ -152,8 +154,9 @@ def find(
         regions, state = walk.regions()
         mild = [r for r in regions if r.error <= tolerance]
         regions = [r for r in regions if r.error > tolerance]
-    before = _answers(b, y)
-    wanted = {o: walk.known.values[s] for o, s in pairs.items() if s in walk.known.values}
+    before = _answers(b, y) if labels else {}
+    right = {o: walk.known.values[s] for o, s in pairs.items() if s in walk.known.values}
+    wanted = right if labels else {}
     faults = []
     for region in [*regions, *mild]:
         tell(f"explain {region.target_nodes[-1] if region.target_nodes else region.target}")
