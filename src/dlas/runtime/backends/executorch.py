@@ -143,11 +143,13 @@ class ExecuTorchExecutable(SignedExecutable):
 
 def _lowered(program: Any, delegate: str) -> bytes:
     """The exported program as a file ExecuTorch reads."""
-    from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
-    from executorch.exir import to_edge_transform_and_lower
-
-    partitioners: list[Any] = [XnnpackPartitioner()] if delegate == "xnnpack" else []
-    return to_edge_transform_and_lower(program, partitioner=partitioners).to_executorch().buffer
+    wanted = "the back end executorch"
+    exir = optional_import("executorch.exir", extra="executorch", needed_for=wanted)
+    partitioners: list[Any] = []
+    if delegate == "xnnpack":
+        place = "executorch.backends.xnnpack.partition.xnnpack_partitioner"
+        partitioners = [optional_import(place, extra="executorch", needed_for=wanted).XnnpackPartitioner()]
+    return exir.to_edge_transform_and_lower(program, partitioner=partitioners).to_executorch().buffer
 
 
 @contextmanager

@@ -33,6 +33,7 @@ from dlas.runtime.artifact import (
 from dlas.runtime.backend import Backend, LayerTiming, backends
 
 _FILE = "module.vmfb"
+_NEEDED_FOR = "the back end iree"
 _ENTRY = "main"  # the graph's own name may be anything, a function's may not
 
 
@@ -65,7 +66,7 @@ class Iree(Backend):
         Raises:
             UnsupportedError: IREE cannot import or compile the network.
         """
-        tools = optional_import("iree.compiler.tools", extra="iree", needed_for="the back end iree")
+        tools = optional_import("iree.compiler.tools", extra="iree", needed_for=_NEEDED_FOR)
         signature = Signature.of(model, batch)
         cpu = "host" if target.isa == "native" else target.isa
         flags = [f"--iree-llvmcpu-target-cpu={cpu}", f"--iree-opt-level={self.options.opt}"]
@@ -91,7 +92,7 @@ class IreeExecutable(SignedExecutable):
     """One module in a context of its own."""
 
     def __init__(self, signature: Signature, path: Path, threads: int) -> None:
-        runtime = optional_import("iree.runtime", extra="iree", needed_for="the back end iree")
+        runtime = optional_import("iree.runtime", extra="iree", needed_for=_NEEDED_FOR)
         device, notes = _device(threads)
         super().__init__(signature, notes)
         self._put: Any = partial(runtime.asdevicearray, device)
@@ -131,13 +132,14 @@ class IreeExecutable(SignedExecutable):
 
 def _imported(model: Model) -> str:
     """The network as MLIR text in the torch-onnx dialect."""
-    from iree.compiler.extras import onnx_importer
-    from iree.compiler.ir import Context  # pyright: ignore[reportAttributeAccessIssue]  # its stub lacks it
-
+    onnx_importer = optional_import(
+        "iree.compiler.extras.onnx_importer", extra="iree", needed_for=_NEEDED_FOR
+    )
+    context = optional_import("iree.compiler.ir", extra="iree", needed_for=_NEEDED_FOR).Context()
     proto = model.to_proto()
     proto.graph.name = _ENTRY
     info = onnx_importer.ModelInfo(proto)
-    module = info.create_module(context=Context()).operation
+    module = info.create_module(context=context).operation
     importer = onnx_importer.NodeImporter.define_function(info.main_graph, module)
     try:
         importer.import_all()
@@ -160,8 +162,7 @@ _pool_threads: int | None = None
 
 def _device(threads: int) -> tuple[Any, tuple[str, ...]]:
     """A device with ``threads`` threads, and what there is to say about it; the first number above 1 stays."""
-    import iree.runtime as runtime
-
+    runtime = optional_import("iree.runtime", extra="iree", needed_for=_NEEDED_FOR)
     if threads == 1:
         return runtime.get_driver("local-sync").create_default_device(), ()
     global _pool_threads
