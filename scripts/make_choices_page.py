@@ -22,7 +22,10 @@ from dlas.hardware.target import targets
 from dlas.models.architecture import architectures
 from dlas.runtime.backend import backends
 from dlas.runtime.converter import converters
+from dlas.verify.localize.case import explanations
 from dlas.verify.mutate.mutation import mutations
+from dlas.verify.passes.tool import pass_tools
+from dlas.verify.repair.strategy import strategies
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "choices.md"
 FAMILIES = (
@@ -34,6 +37,9 @@ FAMILIES = (
     ("runtime", "Converters", converters),
     ("hardware", "Targets", targets),
     ("verify", "Mutations", mutations),
+    ("verify", "Optimisers whose passes can be blamed", pass_tools),
+    ("verify", "Explanations of a fault", explanations),
+    ("verify", "Repair strategies", strategies),
 )
 HEAD = """# Every choice
 

@@ -49,7 +49,10 @@ def choices() -> list[dict[str, Any]]:
     from dlas.models.architecture import architectures
     from dlas.runtime.backend import backends
     from dlas.runtime.converter import converters
+    from dlas.verify.localize.case import explanations
     from dlas.verify.mutate.mutation import mutations
+    from dlas.verify.passes.tool import pass_tools
+    from dlas.verify.repair.strategy import strategies
 
     families = (
         ("data", loaders),
@@ -60,6 +63,9 @@ def choices() -> list[dict[str, Any]]:
         ("runtime", converters),
         ("hardware", targets),
         ("verify", mutations),
+        ("verify", pass_tools),
+        ("verify", explanations),
+        ("verify", strategies),
     )
     found = []
     for layer, registry in families:
