@@ -2,20 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent
-
-
-def find_data() -> Path | None:
-    """Folder with the real data sets and models, or None."""
-    for place in (os.environ.get("DLAS_DATA"), ROOT.parent / "shared" / "data"):
-        if place and (Path(place) / "models").is_dir():
-            return Path(place)
-    return None
+from places import find_data
 
 
 @pytest.fixture(scope="session")

@@ -17,13 +17,13 @@ import pytest
 from docs_blocks import ROOT, Block, Command, anchors, blocks, links, pages
 
 import dlas
-from conftest import find_data
 from dlas.cli.main import run_command
 from dlas.core.figure import Source
 from dlas.core.options import describe_options
 from dlas.core.timing import Protocol
 from dlas.explore.spec import _TABLES, DataSpec, Limits, ModelSpec, StudyOptions
 from dlas.verify.differential import DEGENERATE_SHARE, SIGNIFICANT, Verdict, excess_p
+from places import find_data
 
 PAGES = [pytest.param(page, id=str(page.relative_to(ROOT))) for page in pages()]
 KNOWN_MARKS = {"needs", "slow", "file", "not run"}

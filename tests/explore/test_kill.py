@@ -65,7 +65,9 @@ def start_and_stop(
     return child.returncode, errors, [pid for pid in family if psutil.pid_exists(pid)]
 
 
-@pytest.mark.parametrize("signal_number", [signal.SIGKILL, signal.SIGINT])
+@pytest.mark.parametrize(
+    "signal_number", [pytest.param(signal.SIGKILL, marks=pytest.mark.slow), signal.SIGINT]
+)
 def test_a_stopped_study_goes_on_where_it_was(
     command: list[str], tmp_path: Path, signal_number: signal.Signals
 ) -> None:

@@ -64,6 +64,7 @@ def test_mask_and_remove_agree_on_resnet20(resnet20: Model) -> None:
         assert np.abs(one - other).max() <= 1e-4
 
 
+@pytest.mark.slow  # two rounds of re-fitting
 def test_compensation_saves_accuracy(resnet20: Model, test_rows: Dataset, data_folder: Path) -> None:
     rows = load_dataset(data_folder / "cifar10-train.parquet")
     choice = "channel:ratio=0.25,include_residual=false"

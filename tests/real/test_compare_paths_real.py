@@ -13,7 +13,8 @@ from dlas.runtime.backend import backends
 @pytest.mark.parametrize(
     "paths",
     [
-        "ort:O0..all,openvino:f32",
+        "ort:O0,ort:all",
+        pytest.param("ort:O1..O3,openvino:f32", marks=pytest.mark.slow),
         pytest.param(
             "litert:xnnpack,litert:ref,tvm:O0,tvm:O3,iree:O0,iree:O3,executorch", marks=pytest.mark.slow
         ),
@@ -36,6 +37,7 @@ def test_float_paths_of_resnet20_give_the_same_labels(data_folder: Path, paths: 
     assert not report.matrix.counts.any()
 
 
+@pytest.mark.slow
 def test_bfloat16_moves_scores_and_is_no_error(data_folder: Path) -> None:
     if backends.get("openvino").missing():
         pytest.skip("openvino " + backends.get("openvino").missing())

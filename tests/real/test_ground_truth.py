@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from conftest import ROOT
 from dlas.core.environments import environments_root
+from places import ROOT
 
 sys.path.insert(0, str(ROOT / "benchmarks"))  # workers find the helpers of the table there, too
 

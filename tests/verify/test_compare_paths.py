@@ -132,6 +132,7 @@ def test_what_a_path_does_otherwise_than_asked_is_told() -> None:
     assert ort.notes == ()
 
 
+@pytest.mark.slow
 def test_two_runs_say_the_same(hurt: Path) -> None:
     def run() -> str:
         found = dlas.compare(
