@@ -12,7 +12,7 @@ process that has read another small file of the format before.
 The models of the data folder are small, so a network of 64 MiB made here is read in both formats as well: there the
 24 MiB hardly count.
 
-PyTorch exports an architecture once and dlas keeps the graph: such files have a second line, ``first time``, with an
+An architecture is traced once and dlas keeps the graph: such files have a second line, ``first time``, with an
 empty cache, which is reported and not part of the claim.
 """
 
