@@ -23,6 +23,11 @@ from dlas.verify.localize.trial import CONFIRMED, ROWS, Trial
 
 _REACH = 6  # operators from the border of a region to its end, on either side
 _TRIALS = 80
+_LATE = 0.3  # share of the tolerance that is left to agreement behind many operators that agree with nothing
+_APART = 2
+_MOVING = frozenset(
+    {"QuantizeLinear", "DequantizeLinear", "Transpose", "Reshape", "Identity", "Flatten", "Squeeze"}
+)
 _ALIKE = 0.8  # cosine between a wrong result and the right one of the same operator
 _NEAR = 2.5  # how many operators more a pair may span that agrees behind
 _FAULTS = 60  # a target with more is another network
@@ -136,7 +141,7 @@ class Walk:
             if name not in found:
                 continue
             match = self.known.find(name, found[name], self.tolerance, after, self.pairs.get(name, name))
-            if match is None:
+            if match is None or (match.error > _LATE * self.tolerance and self._late(name, state)):
                 state.values[name] = found[name]
                 continue
             state.matches[name] = match
@@ -144,6 +149,12 @@ class Walk:
             right = self.known.values[match.source]
             state.values[name] = turned(right, match.order, found[name].shape[1:]).astype(found[name].dtype)
         return after
+
+    def _late(self, name: str, state: State) -> bool:
+        """Whether so many operators before a tensor agree with nothing that a rough agreement may be chance."""
+        known = state.matches.keys() | self.target_inputs.keys()
+        between = self.target.between([name], known - {name})
+        return sum(n.op_type not in _MOVING for n in between) > _APART
 
     def _results(self, node: ir.Node, state: State) -> dict[str, np.ndarray]:
         if any(name not in state.values for name in self.target.fed(node)):
