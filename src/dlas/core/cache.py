@@ -118,7 +118,7 @@ class Cache:
             os.rename(temporary, entry)
             sync(entry.parent)
         except Exception as error:
-            if not temporary.exists() or not all(self._entry(k).exists() for k in self._hashed):
+            if not temporary.exists() or not all(self._entry(k).exists() for k in tuple(self._hashed)):
                 raise StorageError(
                     f"the cache {self.root} was removed while it was used", "run the same command again"
                 ) from error
