@@ -19,7 +19,6 @@ from dlas.verify.differential import Verdict
 from dlas.verify.passes import PassOutcome, PassReport, blame, pass_tools
 from dlas.verify.passes.tool import PassTool
 
-
 pass_tools._members.pop("fake", None)  # importing it registered it for whatever runs in this process later
 
 
