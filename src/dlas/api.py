@@ -234,28 +234,12 @@ def compare(
         timeout_s: Longest time for compiling, and for 64 rows.
         tell: Receives one line per step.
     """
-    from dlas.graph.format import save_model, takes
-    from dlas.graph.model import Model
-    from dlas.verify.compare import Subject, compare_files
+    from dlas.verify.compare import compare_files
 
-    bare = [
-        g for g in (source, *targets) if not isinstance(g, Model) and takes(model_path(g), "architecture")
-    ]
-    if architecture and not bare:
-        raise OptionError("architecture", architecture, "none, as no file here is a bare checkpoint")
-    with scratch_folder() as folder:
-
-        def subject(given: Any) -> Subject:
-            if not isinstance(given, Model):
-                return Subject.open(model_path(given), architecture if given in bare else "")
-            path = folder / f"{given.renamed(given.name).name}-{given.hash[:8]}.onnx"
-            save_model(given, path)
-            return Subject(path, given)
-
-        first = subject(source)
+    with _subjects((source, *targets), architecture) as (first, *others):
         return compare_files(
             first,
-            [first if t is source or t == source else subject(t) for t in targets],
+            others,
             data=dataset(data, split),
             paths=paths,
             rows=rows,
@@ -392,29 +376,40 @@ def _pair(
     """Source and target opened, and the samples; the source with the preprocessing found out from them."""
     from dataclasses import replace
 
-    from dlas.graph.format import save_model, takes
-    from dlas.graph.model import Model
-    from dlas.verify.running import Subject
-
-    bare = [g for g in (source, target) if not isinstance(g, Model) and takes(model_path(g), "architecture")]
-    if architecture and not bare:
-        raise OptionError("architecture", architecture, "none, as no file here is a bare checkpoint")
-    with scratch_folder() as folder:
-
-        def subject(given: Any) -> Subject:
-            if not isinstance(given, Model):
-                return Subject.open(model_path(given), architecture if given in bare else "")
-            path = folder / f"{given.renamed(given.name).name}-{given.hash[:8]}.onnx"
-            save_model(given, path)
-            return Subject(path, given)
-
-        first, second, samples = subject(source), subject(target), dataset(data, split)
+    with _subjects((source, target), architecture) as (first, second):
+        samples = dataset(data, split)
         if samples is not None:
             model, note = prepared_for(first.model, samples)
             first = replace(first, model=model)
             if note:
                 tell(note)
         yield first, second, samples
+
+
+@contextmanager
+def _subjects(given: Sequence[Any], architecture: str) -> Iterator[list[Subject]]:
+    """Paths and Models as files to run, in order; what is given twice is opened once."""
+    from dlas.graph.format import save_model, takes
+    from dlas.graph.model import Model
+    from dlas.verify.running import Subject
+
+    bare = [g for g in given if not isinstance(g, Model) and takes(model_path(g), "architecture")]
+    if architecture and not bare:
+        raise OptionError("architecture", architecture, "none, as no file here is a bare checkpoint")
+    with scratch_folder() as folder:
+
+        def opened(one: Any) -> Subject:
+            if not isinstance(one, Model):
+                return Subject.open(model_path(one), architecture if one in bare else "")
+            path = folder / f"{one.renamed(one.name).name}-{one.hash[:8]}.onnx"
+            save_model(one, path)
+            return Subject(path, one)
+
+        found: list[Subject] = []
+        for i, one in enumerate(given):
+            same = next((j for j in range(i) if given[j] is one or given[j] == one), None)
+            found.append(opened(one) if same is None else found[same])
+        yield found
 
 
 def bench(

@@ -78,25 +78,22 @@ def _gemm_as_matmul(graph: ir.Model) -> bool:
 @rewrite("relu-as-clip")
 def _relu_as_clip(graph: ir.Model) -> bool:
     """Relu as a Clip without an upper bound."""
-    found = False
-    for node in nodes_of(graph, "Relu"):
-        node.op_type = "Clip"
-        node.resize_inputs(2)
-        set_constant(graph.graph, node, 1, np.array(0, np.float32))
-        found = True
-    return found
+    return _relu_as(graph, "Clip", np.array(0, np.float32))
 
 
 @rewrite("relu-as-max")
 def _relu_as_max(graph: ir.Model) -> bool:
     """Relu as the larger one of the value and zero."""
-    found = False
-    for node in nodes_of(graph, "Relu"):
-        node.op_type = "Max"
+    return _relu_as(graph, "Max", np.array([0], np.float32))
+
+
+def _relu_as(graph: ir.Model, op_type: str, zero: np.ndarray) -> bool:
+    found = list(nodes_of(graph, "Relu"))
+    for node in found:
+        node.op_type = op_type
         node.resize_inputs(2)
-        set_constant(graph.graph, node, 1, np.array([0], np.float32))
-        found = True
-    return found
+        set_constant(graph.graph, node, 1, zero)
+    return bool(found)
 
 
 @rewrite("clip-as-min-max")

@@ -16,7 +16,7 @@ from dlas.core.options import Configurable
 from dlas.core.registry import Registry
 from dlas.graph.passes import fold_batch_norm
 from dlas.graph.signature import encoding_of
-from dlas.verify.localize.alignment import Match, relative, squeezed, turned
+from dlas.verify.localize.alignment import Match, orders, relative, squeezed, turned
 from dlas.verify.localize.network import Network, inputs_of
 from dlas.verify.localize.walk import Region, State, Walk
 
@@ -215,8 +215,6 @@ class Case:
         shape = self.given[name].shape if name in self.given else ()
         if rows.size != int(np.prod(shape)):
             return None
-        from dlas.verify.localize.alignment import orders
-
         small = squeezed(rows)
         wanted = tuple(d for d in shape[1:] if d != 1)
         order = next(orders(small.shape[1:], wanted), None)
