@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import functools
+import importlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -71,3 +73,22 @@ def answers(path: Path, rows: Path) -> np.ndarray:
 
     session = ort.InferenceSession(onnx.load(path).SerializeToString(), providers=["CPUExecutionProvider"])
     return session.run(None, {session.get_inputs()[0].name: np.load(rows)["x"]})[0]
+
+
+def write_all(folder: Path) -> None:
+    """The source, a sound conversion, faulty ones, and rows."""
+    write(folder / "source.onnx", source())
+    for name, faults in {
+        "same": (),
+        "pads": (pads,),
+        "softmax": (softmax,),
+        "two": (weights, softmax),
+    }.items():
+        write(folder / f"{name}.onnx", conversion(*faults))
+    write_rows(folder / "rows.npz")
+
+
+def called_here(function: str, *given: Any, **_: Any) -> Any:
+    """Stands for a worker: calls ``package.module:function`` in this process."""
+    module, _, name = function.partition(":")
+    return getattr(importlib.import_module(module), name)(*given)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib
 import json
 import os
 import shutil
@@ -26,26 +25,14 @@ from dlas.verify.localize import report
 def nets(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Source, targets and rows as files."""
     folder = tmp_path_factory.mktemp("nets")
-    faulty.write(folder / "source.onnx", faulty.source())
-    for name, faults in {
-        "same": (),
-        "pads": (faulty.pads,),
-        "two": (faulty.weights, faulty.softmax),
-    }.items():
-        faulty.write(folder / f"{name}.onnx", faulty.conversion(*faults))
-    faulty.write_rows(folder / "rows.npz")
+    faulty.write_all(folder)
     return folder
 
 
 @pytest.fixture
 def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """The work of the worker in this process, which does not have to start one."""
-
-    def call(function: str, *given: Any, **_: Any) -> Any:
-        module, _, name = function.partition(":")
-        return getattr(importlib.import_module(module), name)(*given)
-
-    monkeypatch.setattr(report, "run_in_worker", call)
+    monkeypatch.setattr(report, "run_in_worker", faulty.called_here)
 
 
 @pytest.fixture
