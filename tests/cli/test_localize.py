@@ -50,7 +50,7 @@ def test_a_fault_is_named_and_leaves_with_1(run: Callable) -> None:
     row = next(line for line in out.splitlines() if line.startswith("1 "))
     assert row.split()[:4] == ["1", "attribute", "conv3", "conv3"]
     assert "pads is (0, 0, 2, 2), the source has (1, 1, 1, 1)" in row
-    assert "pads.onnx against source.onnx: 32 samples" in err
+    assert "pads.onnx against source.onnx: measured on 32 samples" in err
 
 
 @pytest.mark.usefixtures("at_once")

@@ -81,8 +81,8 @@ def _show(found: LocalizeReport) -> None:
     kind = "random " if found.random else ""
     flips = "" if found.flips is None else f", {found.flips} of {found.rows} labels differ"
     say(
-        f"{found.target} against {found.source}: {found.rows} {kind}samples{flips}; tensors that agree within "
-        f"{found.tolerance:g}: {found.matched}, typically within {found.typical:.1g}"
+        f"{found.target} against {found.source}: measured on {found.rows} {kind}samples{flips}; tensors that agree "
+        f"within {found.tolerance:g}: {found.matched}, typically within {found.typical:.1g}"
     )
     for note in found.notes[:_NOTES]:
         say(f"note: {note}")

@@ -141,7 +141,7 @@ def _show(found: RepairReport) -> None:
     for name, c in (("before", found.before), ("after", found.after)):
         flips = f"{len(c.flips)} of {held} labels differ, " if c.label_diff else ""
         words.append(f"{name} {c.verdict} ({flips}relative error {c.relative_l2:.2g})")
-    say(f"{found.outcome}: on {held} held-out samples {', '.join(words)}")
+    say(f"{found.outcome}: on {held} held-out samples {', '.join(words)}, measured")
     say(
         f"{found.strategy}: {_changes(len(found.patches))}, {found.runs:g} runs of a network, {found.seconds:.1f} s"
     )

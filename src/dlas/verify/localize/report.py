@@ -12,6 +12,7 @@ import numpy as np
 import onnx
 
 from dlas.core.errors import ModelError, OptionError
+from dlas.core.figure import Source
 from dlas.core.files import explain_write, write_atomic
 from dlas.core.worker import WorkerFailure, run_in_worker
 from dlas.data.dataset import Dataset
@@ -75,6 +76,7 @@ class LocalizeReport:
     def to_dict(self) -> dict[str, Any]:
         """Plain dictionary, fit for JSON; without the reproducers."""
         return {
+            "figures": str(Source.MEASURED),
             "source": self.source,
             "target": self.target,
             "faults": [dict(f) for f in self.faults],

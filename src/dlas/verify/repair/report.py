@@ -14,6 +14,7 @@ import onnx
 import onnx_ir as ir
 
 from dlas.core.errors import ModelError
+from dlas.core.figure import Source
 from dlas.core.options import Choice
 from dlas.data.dataset import Dataset
 from dlas.graph.model import Model, Step, step_versions
@@ -66,6 +67,7 @@ class RepairReport:
     def to_dict(self) -> dict[str, Any]:
         """Plain dictionary, fit for JSON; without the weights in the patches."""
         return {
+            "figures": str(Source.MEASURED),
             "source": self.source,
             "target": self.target,
             "strategy": self.strategy,
