@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from dlas.graph.model import Model
     from dlas.runtime.backend import Executable
     from dlas.runtime.bench import BenchRow
-    from dlas.verify.compare import CompareReport
     from dlas.verify.conversion import Conversion
+    from dlas.verify.differential.compare import CompareReport
     from dlas.verify.localize.report import LocalizeReport
     from dlas.verify.mutate.report import MutationReport
     from dlas.verify.repair.report import RepairReport
@@ -229,12 +229,12 @@ def compare(
         paths: Back ends and levels to run each target on as well: ``ort:O0``, ``tvm:O0..O3``, ``openvino:bf16``.
         rows: Rows to use at most.
         layers: Also compare intermediate tensors by name.
-        timing: How to time the paths (``dlas.verify.times.PROTOCOL``); by default they are not timed.
+        timing: How to time the paths (``dlas.verify.differential.times.PROTOCOL``); by default they are not timed.
         architecture: For the bare checkpoints among them.
         timeout_s: Longest time for compiling, and for 64 rows.
         tell: Receives one line per step.
     """
-    from dlas.verify.compare import compare_files
+    from dlas.verify.differential.compare import compare_files
 
     with _subjects((source, *targets), architecture) as (first, *others):
         return compare_files(

@@ -16,9 +16,9 @@ from dlas.data.dataset import Dataset
 from dlas.report.compare import render_comparison, write_comparison
 from dlas.report.compare_images import thumbnail
 from dlas.verify.differential import Comparison, NoiseFloor, Verdict
-from dlas.verify.matrix import LabelMatrix
-from dlas.verify.report import Answers, CompareReport, PathResult
-from dlas.verify.times import PathTime
+from dlas.verify.differential.matrix import LabelMatrix
+from dlas.verify.differential.report import Answers, CompareReport, PathResult
+from dlas.verify.differential.times import PathTime
 
 HOSTILE = "</style><script>window.hacked=1</script><img src=x onerror=window.hacked=1>\"'&\u2028"
 ROWS = 20

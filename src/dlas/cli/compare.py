@@ -11,9 +11,9 @@ from dlas.cli._shared import Architecture, Data, Json, Split, figure_text, say, 
 from dlas.core.errors import DlasError, OptionError
 
 if TYPE_CHECKING:
-    from dlas.verify.compare import CompareReport, PathResult
-    from dlas.verify.gate import Failure
-    from dlas.verify.matrix import LabelMatrix
+    from dlas.verify.differential.compare import CompareReport, PathResult
+    from dlas.verify.differential.gate import Failure
+    from dlas.verify.differential.matrix import LabelMatrix
 
 FAIL_ON = ("none", "label-diff", "unexplained-flip", "score-only")
 _FLIPS = 20  # rows of the table; --json and --csv have more
@@ -77,9 +77,9 @@ def compare(
 
         return passes_command(source, passes, data, split, rows, json, architecture=architecture)
     from dlas import api
-    from dlas.verify import gate
+    from dlas.verify.differential import gate
+    from dlas.verify.differential.times import PROTOCOL
     from dlas.verify.paths import parse_paths
-    from dlas.verify.times import PROTOCOL
 
     chosen = paths or ("" if targets else "all")
     parse_paths(chosen)  # a wrong name is told before anything is read
@@ -133,8 +133,8 @@ def _write(
     junit: Path | None,
     csv: Path | None,
 ) -> None:
-    from dlas.verify.flips import write_csv
-    from dlas.verify.junit import write_junit
+    from dlas.verify.differential.flips import write_csv
+    from dlas.verify.differential.junit import write_junit
 
     if junit is not None:
         write_junit(found, failures, junit)

@@ -12,9 +12,9 @@ from dlas.data.dataset import Dataset
 from dlas.report.compare_images import thumbnail
 from dlas.report.html import environment, file, policy
 from dlas.report.labels import VERDICTS, figure_words
-from dlas.verify.flips import LISTED, FlippedRow
-from dlas.verify.matrix import LabelMatrix
-from dlas.verify.report import CompareReport, PathResult
+from dlas.verify.differential.flips import LISTED, FlippedRow
+from dlas.verify.differential.matrix import LabelMatrix
+from dlas.verify.differential.report import CompareReport, PathResult
 
 PICTURES = 24  # flips shown as pictures
 _WORDS = {"time-only": "same answers, but slower than a lower optimisation level of the same back end"}

@@ -12,7 +12,7 @@ from dlas.core.figure import Outcome
 from dlas.data.dataset import Dataset
 from dlas.graph.format import Written, format_for, save_model
 from dlas.runtime.converter import TIMEOUT_S, Converted, Converter
-from dlas.verify.compare import CompareReport, SourceError, Subject, compare_files
+from dlas.verify.differential.compare import CompareReport, SourceError, Subject, compare_files
 
 
 @dataclass(frozen=True)

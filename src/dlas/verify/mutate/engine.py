@@ -29,8 +29,8 @@ from dlas.data.guess import with_guessed_preprocessing
 from dlas.graph.model import Model
 from dlas.graph.signature import to_real
 from dlas.runtime.backend import backends
-from dlas.verify.compare import SourceError
 from dlas.verify.differential import NoiseFloor, floor_between, is_classifier
+from dlas.verify.differential.compare import SourceError
 from dlas.verify.mutate.bounds import out_of_bounds
 from dlas.verify.mutate.crew import Crew
 from dlas.verify.mutate.journal import Journal

@@ -32,9 +32,9 @@ import onnx_ir as ir
 
 from dlas.core.errors import DlasError
 from dlas.core.options import option
+from dlas.verify.differential.ranking import kendall_tau_b
 from dlas.verify.localize.edits import node_of
 from dlas.verify.mutate.editing import forget_shapes
-from dlas.verify.ranking import kendall_tau_b
 from dlas.verify.repair.job import Job, Mended, valid
 from dlas.verify.repair.patch import Patch
 from dlas.verify.repair.strategies import _layers, _suspicion, _whole

@@ -8,15 +8,15 @@ from pathlib import Path
 
 from dlas.core.files import write_atomic
 from dlas.core.text import printable
-from dlas.verify.gate import Failure
-from dlas.verify.report import CompareReport, PathResult
+from dlas.verify.differential.gate import Failure
+from dlas.verify.differential.report import CompareReport, PathResult
 
 _LINES = 10  # of a failure
 _LINE = 300  # characters
 
 
 def write_junit(report: CompareReport, failures: Sequence[Failure], path: Path) -> None:
-    """Write the file; what fails is decided by :func:`dlas.verify.gate.failures`.
+    """Write the file; what fails is decided by :func:`dlas.verify.differential.gate.failures`.
 
     A path that cannot run such a network is skipped, one that crashed is an error, one that answers wrongly a failure.
 

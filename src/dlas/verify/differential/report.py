@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 
 from dlas.core.figure import Figure, Outcome
-from dlas.verify.differential import Comparison, NoiseFloor, Verdict
-from dlas.verify.flips import LISTED, FlippedRow, flipped_rows
-from dlas.verify.matrix import LabelMatrix
-from dlas.verify.times import PathTime
+from dlas.verify.differential.flips import LISTED, FlippedRow, flipped_rows
+from dlas.verify.differential.matrix import LabelMatrix
+from dlas.verify.differential.outputs import Comparison, NoiseFloor, Verdict
+from dlas.verify.differential.times import PathTime
 
 
 @dataclass(frozen=True, eq=False)

@@ -10,9 +10,9 @@ import pytest
 import dlas
 from dlas.core.worker import WorkerFailure
 from dlas.testing import models
-from dlas.verify.compare import Subject
 from dlas.verify.differential import NoiseFloor
-from dlas.verify.floor import source_floors, widest
+from dlas.verify.differential.compare import Subject
+from dlas.verify.differential.floor import source_floors, widest
 from dlas.verify.running import native
 
 X = {"image": models.images(12)}
@@ -44,7 +44,7 @@ def test_kernels_that_cannot_run_leave_the_other_floors(
     int8: Subject, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from dlas.core.figure import Outcome
-    from dlas.verify import floor
+    from dlas.verify.differential import floor
 
     def died(*_: object, **__: object) -> None:
         raise WorkerFailure(Outcome.CRASH, "killed by SIGSEGV")

@@ -18,16 +18,16 @@ from dlas.data.dataset import Dataset
 from dlas.data.guess import background_class, with_guessed_preprocessing
 from dlas.runtime.backend import backends
 from dlas.runtime.native import OURSELVES, owner
-from dlas.verify.differential import is_classifier
-from dlas.verify.floor import source_floors
-from dlas.verify.judging import Known, failed, judged, named_rows, native_runtime, top1_of, worst
-from dlas.verify.layers import compare_layers
-from dlas.verify.matrix import LabelMatrix
+from dlas.verify.differential.floor import source_floors
+from dlas.verify.differential.judging import Known, failed, judged, named_rows, native_runtime, top1_of, worst
+from dlas.verify.differential.layers import compare_layers
+from dlas.verify.differential.matrix import LabelMatrix
+from dlas.verify.differential.outputs import is_classifier
+from dlas.verify.differential.report import Answers, CompareReport, PathResult
+from dlas.verify.differential.times import BASE, PathTime, path_times
+from dlas.verify.differential.warm import Compiler, Lane, Shelf, time_lanes
 from dlas.verify.paths import RunPath, parse_paths
-from dlas.verify.report import Answers, CompareReport, PathResult
 from dlas.verify.running import Subject, axes_of, fed_rows, in_order, native, source_rows
-from dlas.verify.times import BASE, PathTime, path_times
-from dlas.verify.warm import Compiler, Lane, Shelf, time_lanes
 
 __all__ = ["CompareReport", "PathResult", "Subject", "compare_files", "compare_layers", "worst"]
 

@@ -12,7 +12,7 @@ from onnx import TensorProto, helper
 import dlas
 from dlas.graph.format import load_model
 from dlas.graph.signature import clipped_share
-from dlas.verify.compare import compare_layers
+from dlas.verify.differential.compare import compare_layers
 
 CLASSES, SIZE = 3, 8
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from scipy.stats import kendalltau
 
-from dlas.verify.matrix import LabelMatrix
-from dlas.verify.ranking import kendall_tau_b, rank_biased_overlap
+from dlas.verify.differential.matrix import LabelMatrix
+from dlas.verify.differential.ranking import kendall_tau_b, rank_biased_overlap
 
 RNG = np.random.default_rng(3)
 

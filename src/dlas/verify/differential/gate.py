@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from dlas.core.errors import DataError
-from dlas.verify.differential import SIGNIFICANT, Verdict, excess_p
-from dlas.verify.report import CompareReport, PathResult
+from dlas.verify.differential.outputs import SIGNIFICANT, Verdict, excess_p
+from dlas.verify.differential.report import CompareReport, PathResult
 
 FAIL_ON = ("none", "label-diff", "unexplained-flip", "score-only")
 _LARGEST = 256 * 2**20  # bytes of a report

@@ -15,7 +15,7 @@ from dlas.core.worker import WorkerFailure, run_in_worker
 from dlas.graph.analysis import layers
 from dlas.graph.signature import to_real
 from dlas.runtime.native import owner
-from dlas.verify.differential import NoiseFloor, floor_between
+from dlas.verify.differential.outputs import NoiseFloor, floor_between
 from dlas.verify.running import Subject, floors
 
 _ROWS = 200

@@ -9,7 +9,7 @@ import numpy as np
 
 from dlas.graph.model import Model
 from dlas.graph.signature import encoding_of
-from dlas.verify.differential import compare_outputs
+from dlas.verify.differential.outputs import compare_outputs
 from dlas.verify.running import fed_rows
 
 

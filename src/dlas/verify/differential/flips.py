@@ -14,7 +14,7 @@ import numpy as np
 from dlas.core.files import write_atomic
 
 if TYPE_CHECKING:
-    from dlas.verify.compare import CompareReport
+    from dlas.verify.differential.compare import CompareReport
 
 LISTED = 100  # rows that a report lists; --csv has all
 

@@ -18,9 +18,9 @@ from dlas.graph.model import Model
 from dlas.graph.preprocessing import Preprocessing
 from dlas.graph.signature import clipped_share
 from dlas.runtime.native import owner
-from dlas.verify.differential import Comparison, NoiseFloor, Verdict, compare_outputs, is_classifier
-from dlas.verify.ranking import kendall_tau_b, rank_biased_overlap
-from dlas.verify.report import PathResult, worst
+from dlas.verify.differential.outputs import Comparison, NoiseFloor, Verdict, compare_outputs, is_classifier
+from dlas.verify.differential.ranking import kendall_tau_b, rank_biased_overlap
+from dlas.verify.differential.report import PathResult, worst
 from dlas.verify.running import fed_rows, turned
 
 _CLIPPED = 0.05  # calibration with percentiles leaves out less than this

@@ -20,12 +20,12 @@ from dlas.core.figure import Figure, Source
 from dlas.core.timing import Protocol, Timing
 from dlas.core.worker import Worker
 from dlas.verify.differential import Comparison, NoiseFloor, Verdict
-from dlas.verify.flips import write_csv
-from dlas.verify.gate import failures, read_baseline
-from dlas.verify.junit import write_junit
+from dlas.verify.differential.flips import write_csv
+from dlas.verify.differential.gate import failures, read_baseline
+from dlas.verify.differential.junit import write_junit
+from dlas.verify.differential.report import Answers, CompareReport, PathResult
+from dlas.verify.differential.times import path_times
 from dlas.verify.paths import parse_paths
-from dlas.verify.report import Answers, CompareReport, PathResult
-from dlas.verify.times import path_times
 
 FAST = Protocol(warmup_runs=2, warmup_s=0.0, min_samples=3, min_s=0.0, max_s=1.0, rounds=3)
 
@@ -75,7 +75,7 @@ def test_whatever_becomes_of_a_path_is_a_row(monkeypatch: pytest.MonkeyPatch) ->
     pytest.importorskip("ai_edge_litert", reason="litert needs ai_edge_litert: pip install 'dlas[tflite]'")
     monkeypatch.syspath_prepend(str(Path(__file__).parent))
     assert str(Path(__file__).parent) in sys.path
-    for module in ("dlas.runtime.bench", "dlas.verify.warm"):
+    for module in ("dlas.runtime.bench", "dlas.verify.differential.warm"):
         monkeypatch.setattr(f"{module}.SESSION", "misbehaving_session")
     paths = "ort:O1,ort:O2,ort:O3,litert:ref,ort:O0,ort@x86-64-v2,ort:all,litert:builtin"
     report = dlas.compare(
