@@ -1,0 +1,1 @@
+"""Every kernel, by kind of operator."""
