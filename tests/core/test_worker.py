@@ -19,6 +19,7 @@ import pytest
 
 from dlas.core.errors import DataError, StorageError, UnsupportedError
 from dlas.core.figure import Outcome
+from dlas.core.telling import now_and_then, tell_caller
 from dlas.core.worker import Worker, WorkerFailure, run_in_worker
 
 HERE = "test_worker"
@@ -37,6 +38,17 @@ def count():
 
 def fail(kind: str):
     raise {"value": ValueError, "data": DataError, "unsupported": UnsupportedError}[kind]("seven is odd")
+
+
+def work_aloud(lines: list[str]):
+    for line in lines:
+        tell_caller(line)
+    return len(lines)
+
+
+def talk_for_ever():
+    while True:
+        tell_caller("still at it")
 
 
 def leave_a_file():
@@ -197,6 +209,47 @@ def test_value_that_is_not_data_is_refused_before_sending(worker, value):
 def test_state_lives_in_the_child():
     with Worker() as worker:
         assert [worker.call(f"{HERE}:count") for _ in range(3)] == [1, 2, 3]
+
+
+def test_lines_of_progress_come_before_the_answer(worker):
+    heard: list[str] = []
+    lines = ["one", "two \x1b[2J\nthree", "x" * 1000]
+    assert worker.call(f"{HERE}:work_aloud", lines, tell=heard.append) == 3
+    assert heard[:2] == ["one", "two [2J three"]
+    assert len(heard[2]) < 250
+    assert worker.call(f"{HERE}:work_aloud", lines) == 3  # nobody listens
+    assert run_in_worker(f"{HERE}:work_aloud", ["alone"], tell=heard.append) == 1
+    assert heard[3] == "alone"
+    assert work_aloud(["outside a worker"]) == 1
+
+
+def test_who_talks_without_end_is_out_of_time():
+    heard: list[str] = []
+    with Worker() as worker, pytest.raises(WorkerFailure) as caught:
+        worker.call(f"{HERE}:talk_for_ever", timeout_s=0.5, tell=heard.append)
+    assert caught.value.outcome is Outcome.TIMEOUT
+    assert "still at it" in heard
+
+
+def test_an_interrupt_while_a_line_is_passed_on_ends_the_worker():
+    def stop(_: str) -> None:
+        raise KeyboardInterrupt
+
+    with Worker() as worker:
+        with pytest.raises(KeyboardInterrupt):
+            worker.call(f"{HERE}:work_aloud", ["one"], tell=stop)
+        assert not worker.alive
+
+
+def test_of_many_lines_one_now_and_then_is_passed_on(monkeypatch):
+    heard: list[str] = []
+    clock = [0.0]
+    monkeypatch.setattr("dlas.core.telling.monotonic", lambda: clock[0])
+    tell = now_and_then(heard.append, 2.0)
+    for second in range(6):
+        clock[0] = second
+        tell(str(second))
+    assert heard == ["2", "4"]
 
 
 def test_prints_of_libraries_do_not_disturb(worker):

@@ -41,11 +41,17 @@ def main(setup: dict[str, Any]) -> None:
     sys.path[:] = setup["path"]
     os.set_inheritable(setup["socket"], False)
 
-    from dlas.core import _wire
+    from dlas.core import _wire, telling
 
     for module in setup["preload"]:
         importlib.import_module(module)
     with socket.socket(fileno=setup["socket"]) as link:
+
+        def send(message: dict[str, Any]) -> None:
+            for part in _wire.pack(message):
+                link.sendall(part)
+
+        telling.connect(lambda text: send({"told": str(text)}))
 
         def read(count: int) -> bytearray:
             return _read(link, count)

@@ -27,12 +27,14 @@ from dlas.core import _wire
 from dlas.core.errors import DlasError, StorageError
 from dlas.core.figure import Outcome
 from dlas.core.files import scratch_folder
+from dlas.core.telling import Tell
 from dlas.core.text import printable
 
 _ROOM = "make room on the disk, or point DLAS_CACHE, TMPDIR and the output at one that has"
 _TICK_S = 0.05
 _TAIL_LINES = 20
 _TAIL_BYTES = 16384
+_TOLD = 200  # characters of a line of progress
 _THREAD_VARIABLES = (
     "OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS", "TVM_NUM_THREADS",
     "RAYON_NUM_THREADS",
@@ -128,7 +130,15 @@ class Worker:
         """Process id of the child."""
         return self._process.pid
 
-    def call(self, function: str, /, *args: Any, timeout_s: float = 300, **kwargs: Any) -> Any:
+    def call(
+        self,
+        function: str,
+        /,
+        *args: Any,
+        timeout_s: float = 300,
+        tell: Tell | None = None,
+        **kwargs: Any,
+    ) -> Any:
         """Run ``function`` in the child and return its value.
 
         Args:
@@ -136,6 +146,7 @@ class Worker:
             args: Positional arguments: JSON-like values, bytes, NumPy arrays, and lists, tuples and dictionaries of
                 these. Paths arrive as text.
             timeout_s: Longest time to wait for the answer.
+            tell: Receives the lines that the function gives to :func:`dlas.core.telling.tell_caller` as it works.
             kwargs: Keyword arguments, as ``args``.
 
         Raises:
@@ -147,7 +158,7 @@ class Worker:
             raise WorkerFailure(Outcome.CRASH, f"the {self.name} has ended: {self._ended}")
         message = _wire.pack({"function": function, "args": args, "kwargs": kwargs})
         try:
-            reply = self._exchange(message, timeout_s)
+            reply = self._exchange(message, timeout_s, tell)
         except _LinkError:
             raise self._fail(Outcome.CRASH, "") from None
         except (ValueError, KeyError, TypeError, struct.error) as error:
@@ -191,7 +202,7 @@ class Worker:
         if hasattr(self, "_process"):
             self.close()
 
-    def _exchange(self, message: list[bytes | memoryview], timeout_s: float) -> Any:
+    def _exchange(self, message: list[bytes | memoryview], timeout_s: float, tell: Tell | None) -> Any:
         deadline = time.monotonic() + timeout_s
         self._link.settimeout(_TICK_S)
         polls = 0
@@ -224,7 +235,11 @@ class Worker:
             while sent < len(view):
                 rest = view[sent:]
                 sent += patiently(lambda rest=rest: self._link.send(rest))
-        return _wire.unpack(read)
+        while "told" in (reply := _wire.unpack(read)):
+            if tell is not None:
+                tell(printable(reply["told"], _TOLD, lines=False))
+            self._check(polls, deadline, timeout_s)
+        return reply
 
     def _check(self, polls: int, deadline: float, timeout_s: float) -> None:
         if self._is_dead():
@@ -274,11 +289,12 @@ def run_in_worker(
     timeout_s: float = 300,
     memory_bytes: int | None = None,
     threads: int | None = None,
+    tell: Tell | None = None,
     **kwargs: Any,
 ) -> Any:
     """One call in a worker of its own; arguments and errors as :meth:`Worker.call`."""
     with Worker(threads=threads, memory_bytes=memory_bytes) as worker:
-        return worker.call(function, *args, timeout_s=timeout_s, **kwargs)
+        return worker.call(function, *args, timeout_s=timeout_s, tell=tell, **kwargs)
 
 
 def child_memory() -> dict[str, int]:
