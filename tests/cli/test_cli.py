@@ -118,7 +118,7 @@ def test_convert_there_and_back_is_equal(
     assert run_command(["convert", str(net), str(lite), "--json"]) == 0
     check = json.loads(capsys.readouterr().out)["check"]
     assert check["paths"][0]["verdict"] == "equal"
-    assert check["paths"][0]["comparison"]["sqnr_db"] > 100
+    assert check["paths"][0]["comparison"]["sqnr_db"]["value"] > 100
     assert run_command(["convert", str(lite), str(back)]) == 0
     assert "equal" in capsys.readouterr().out
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import faulty
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 from onnx import TensorProto, helper
 
@@ -51,6 +52,7 @@ def test_a_fault_is_named_and_leaves_with_1(run: Callable) -> None:
     assert row.split()[:4] == ["1", "attribute", "conv3", "conv3"]
     assert "pads is (0, 0, 2, 2), the source has (1, 1, 1, 1)" in row
     assert "pads.onnx against source.onnx: measured on 32 samples" in err
+    assert "explain place 1 of 1: conv3" in err  # from the worker, while it works
 
 
 @pytest.mark.usefixtures("at_once")
@@ -242,6 +244,21 @@ def test_a_target_that_cannot_be_compared_leaves_with_2(
     code, out, err = run("source.onnx", "other.onnx", "--data", "rows.npz")
     assert (code, out) == (2, "")
     assert words in err.splitlines()[-1]
+
+
+@pytest.mark.usefixtures("at_once")
+def test_networks_that_have_nothing_in_common_leave_with_2(run: Callable, place: Path) -> None:
+    def other_weights(graph: ir.Model) -> None:
+        rng = np.random.default_rng(3)
+        for value in graph.graph.initializers.values():
+            if value.const_value is not None and value.const_value.size > 10:
+                array = rng.standard_normal(value.const_value.shape).astype(np.float32)
+                value.const_value = ir.tensor(array, name=value.name)
+
+    faulty.write(place / "stranger.onnx", faulty.conversion(other_weights))
+    code, out, err = run("source.onnx", "stranger.onnx", "--data", "rows.npz")
+    assert (code, out) == (2, "")
+    assert "the networks do not correspond" in err.splitlines()[-1]
 
 
 @pytest.mark.usefixtures("at_once")

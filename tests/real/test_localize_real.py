@@ -84,7 +84,7 @@ def test_the_biases_of_the_autoencoder(data_folder: Path) -> None:
     found = api.localize(models / "ad01_autoencoder.h5", models / "ad01_autoencoder_float.tflite")
     assert [_dense(f["source_node"]) for f in found.faults] == list(range(1, 9))
     assert {f["fault"] for f in found.faults} == {"parameter"}
-    assert all("input 2" in f["detail"] for f in found.faults)  # weights are input 1, and the same
+    assert all(" bias: " in f["detail"] for f in found.faults)  # and the weights are the same
     assert all(f["error_after"] < 2e-5 < f["error_before"] for f in found.faults)
 
 

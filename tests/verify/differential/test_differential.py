@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from dlas.core.errors import ShapeError
+from dlas.core.figure import Figure, Source
 from dlas.verify.differential import (
     NoiseFloor,
     Verdict,
@@ -143,6 +144,18 @@ def test_there_is_no_sqnr_without_a_signal(scores: np.ndarray) -> None:
     assert found.max_abs > 0
     assert found.verdict is Verdict.SCORE_DIFF
     json.dumps(found.to_dict(), allow_nan=False)
+
+
+def test_every_difference_in_json_says_that_it_was_measured(scores: np.ndarray) -> None:
+    found = compare_outputs(scores, scores * np.float32(1.01)).to_dict()
+    for name, unit in {"sqnr_db": "dB", "max_abs": "score", "relative_l2": "fraction"}.items():
+        figure = Figure.from_dict(found[name])
+        assert (figure.source, figure.unit, figure.n) == (Source.MEASURED, unit, 400)
+    assert found["sqnr_db"]["value"] == pytest.approx(40, abs=0.01)
+    assert compare_outputs(scores, scores.copy()).to_dict()["sqnr_db"] is None
+    floor = floor_between(scores, scores * np.float32(1.01), "two ways").to_dict()
+    assert floor["relative_l2"]["value"] == pytest.approx(0.01, rel=1e-3)
+    assert floor["max_abs"]["source"] == "measured"
 
 
 def test_the_floor_counts_what_moved(scores: np.ndarray) -> None:

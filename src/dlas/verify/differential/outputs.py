@@ -64,8 +64,12 @@ class NoiseFloor:
     paths: str = ""
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain dictionary."""
-        return asdict(self)
+        """Plain dictionary, fit for JSON."""
+        figures = {
+            "max_abs": measured(self.max_abs, "score", self.rows),
+            "relative_l2": measured(self.relative_l2, "fraction", self.rows),
+        }
+        return {**asdict(self), **figures}
 
 
 @dataclass(frozen=True)
@@ -105,12 +109,19 @@ class Comparison:
             "rows": self.rows,
             "label_diff": self.label_diff.to_dict() if self.label_diff else None,
             "topk_agreement": self.topk_agreement.to_dict() if self.topk_agreement else None,
-            "max_abs": self.max_abs,
-            "relative_l2": self.relative_l2,
-            "sqnr_db": self.sqnr_db,
+            "max_abs": measured(self.max_abs, "score", self.rows),
+            "relative_l2": measured(self.relative_l2, "fraction", self.rows),
+            "sqnr_db": measured(self.sqnr_db, "dB", self.rows),
             "flips": list(self.flips[:50]),
             "unexplained": self.unexplained,
         }
+
+
+def measured(value: float | None, unit: str, rows: int | None = None) -> dict[str, Any] | None:
+    """A difference as a figure, fit for JSON; None where there is none or it is beyond any float."""
+    if value is None or not math.isfinite(value):
+        return None
+    return Figure(value, unit, Source.MEASURED, n=rows).to_dict()
 
 
 def sqnr_db(reference: np.ndarray, other: np.ndarray) -> float | None:

@@ -11,7 +11,7 @@ import numpy as np
 from dlas.core.figure import Figure, Outcome
 from dlas.verify.differential.flips import LISTED, FlippedRow, flipped_rows
 from dlas.verify.differential.matrix import LabelMatrix
-from dlas.verify.differential.outputs import Comparison, NoiseFloor, Verdict
+from dlas.verify.differential.outputs import Comparison, NoiseFloor, Verdict, measured
 from dlas.verify.differential.times import PathTime
 
 
@@ -154,10 +154,17 @@ class CompareReport:
             "matrix": self.matrix.to_dict() if self.matrix else None,
             "flips": [row.to_dict() for row in flips[:LISTED]],
             "flips_left_out": max(0, len(flips) - LISTED),
-            "layers": list(self.layers),
+            "layers": [_with_figures(layer) for layer in self.layers],
             "base": self.base,
             "versions": dict(self.versions),
         }
+
+
+_UNITS = {"sqnr_db": "dB", "max_abs": "value", "relative_l2": "fraction"}
+
+
+def _with_figures(layer: Mapping[str, Any]) -> dict[str, Any]:
+    return {**layer, **{name: measured(layer[name], unit) for name, unit in _UNITS.items() if name in layer}}
 
 
 def worst(*found: Comparison) -> Comparison:

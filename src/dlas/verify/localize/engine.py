@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from time import monotonic
 from typing import Any
@@ -14,13 +14,14 @@ import onnx
 import onnx_ir as ir
 
 from dlas.core.errors import DlasError, ModelError, UnsupportedError
+from dlas.core.telling import Tell
 from dlas.verify.differential import is_classifier
 from dlas.verify.localize.alignment import turned
-from dlas.verify.localize.case import Case, Change
+from dlas.verify.localize.case import Case, Change, Proposal
 from dlas.verify.localize.hints import upstream_hint
 from dlas.verify.localize.network import Network, named
 from dlas.verify.localize.search import Explained, explain
-from dlas.verify.localize.walk import Region, State, Walk
+from dlas.verify.localize.walk import WEIGHTED, Region, State, Walk
 
 _FLOAT, _HALF, _INTEGER = 1e-3, 0.02, 0.1  # relative L2 (60, 34 and 20 dB) that arithmetic alone may cost
 _FINE = 2e-5  # float32: one operator in another order of summation stays below this
@@ -29,6 +30,9 @@ _ENCODED = 0.03  # relative L2 (30 dB) of one operator whose result is stored in
 _BYTES = 384 * 2**20  # activations held of each of the two networks
 _LEAST_ROWS = 4
 _REPRODUCER = 3  # nodes at most
+_DOUBTED_S = 30.0  # for explanations where the two networks seem to have nothing in common
+_TRIED = 40  # changes that did not help: then another one would hardly
+_ANYTHING = {"values differ", "several differ", "other shape"}  # said of any two constants
 
 
 @dataclass(frozen=True)
@@ -112,7 +116,7 @@ def find(
     budget_s: float = 300.0,
     explained: bool = True,
     labels: bool = True,
-    tell: Callable[[str], None] = lambda text: None,
+    tell: Tell = lambda text: None,
 ) -> Found:
     """Localise every fault of ``target`` against ``source``.
 
@@ -127,7 +131,7 @@ def find(
         tell: Receives one line per step.
 
     Raises:
-        ModelError: The source gives NaN, or the two have different outputs.
+        ModelError: The source gives NaN, the two have different outputs, or nothing in common.
         UnsupportedError: Control flow.
     """
     deadline = monotonic() + budget_s
@@ -136,9 +140,11 @@ def find(
     tolerance = _tolerance(source, target)
     x, y = _limited(a, b, source_inputs, target_inputs)
     tell(f"walk through {len(b.steps)} operators on {len(next(iter(x.values())))} rows")
-    walk = Walk(a, b, x, y, tolerance, pairs)
+    walk = Walk(a, b, x, y, tolerance, pairs, tell=tell)
     _refuse_bad_source(walk)
-    regions, state = walk.regions()
+    regions, state = walk.regions(
+        lambda regions, state: _refuse_another_network(walk, state, regions, deadline, tell)
+    )
     errors = [
         m.error
         for m in state.matches.values()
@@ -150,7 +156,7 @@ def find(
     if 0 < len(mild) <= _FEW * len(state.matches):
         # Where nearly all agree as closely as arithmetic allows, so must the rest: a small fault that is let pass
         # where it begins comes up wherever it happens to be largest.
-        walk = Walk(a, b, x, y, fine, pairs, walk.known)
+        walk = Walk(a, b, x, y, fine, pairs, walk.known, tell)
         regions, state = walk.regions()
         mild = [r for r in regions if r.error <= tolerance]
         regions = [r for r in regions if r.error > tolerance]
@@ -158,13 +164,16 @@ def find(
     right = {o: walk.known.values[s] for o, s in pairs.items() if s in walk.known.values}
     wanted = right if labels else {}
     faults = []
-    for region in [*regions, *mild]:
-        tell(f"explain {region.target_nodes[-1] if region.target_nodes else region.target}")
+    for number, region in enumerate([*regions, *mild], 1):
+        place = region.target_nodes[-1] if region.target_nodes else region.target
+        tell(f"explain place {number} of {len(regions) + len(mild)}: {place}")
         case = Case(walk, state, region, fine)
-        reason = explain(case, deadline) if explained else Explained(None, region.error, region.error, 0)
+        reason = (
+            explain(case, deadline, tell) if explained else Explained(None, region.error, region.error, 0)
+        )
         faults.append(_fault(walk, case, region, reason, wanted, before, region in mild))
-    place = {n.name: i for i, n in enumerate(b.steps)}
-    faults.sort(key=lambda f: place.get(f.target_node, -1))
+    order = {n.name: i for i, n in enumerate(b.steps)}
+    faults.sort(key=lambda f: order.get(f.target_node, -1))
     notes = [f"{n}: {reason}" for n, reason in state.failed.items() if "before it" not in reason][:5]
     if len(x[next(iter(x))]) < len(next(iter(source_inputs.values()))):
         notes.append(f"{len(next(iter(x.values())))} rows were used, so that activations fit into memory")
@@ -216,7 +225,7 @@ def _fault(
         reason.before,
         reason.after,
         flips,
-        upstream_hint(words[0], words[1], case),
+        upstream_hint(words[0], words[1], node, case),
         reason.trials,
         reproducer,
         samples,
@@ -338,6 +347,37 @@ def _refuse_bad_source(walk: Walk) -> None:
                 f"the source's own output {output!r} is not finite or no floating point",
                 "localisation needs a source whose answers are numbers",
             )
+
+
+def _refuse_another_network(
+    walk: Walk, state: State, regions: list[Region], deadline: float, tell: Tell
+) -> None:
+    """Raise where hardly anything agrees and only other weights would change that.
+
+    One mistake that is made at every layer, such as kernels turned round, is a fault of the conversion all the same.
+    """
+    begun = monotonic()
+    for number, region in enumerate(regions, 1):
+        tell(f"hardly anything agrees: look for a reason at place {number} of {len(regions)}")
+        until = min(deadline, begun + _DOUBTED_S * number / len(regions))
+        found = explain(Case(walk, state, region, walk.tolerance), until, tell)
+        if found.proposal is not None and _telling(found.proposal):
+            return
+        if found.proposal is None and found.trials < _TRIED and monotonic() > until:
+            return  # there was no time to tell
+    raise ModelError(
+        "the networks do not correspond: hardly a layer of the target gives what a layer of the source gives, on the "
+        "same samples, and no change but other weights makes it so",
+        "give a conversion of this very source, and samples of the right kind",
+    )
+
+
+def _telling(proposal: Proposal) -> bool:
+    """Whether a change says what went wrong, and does not just put the source's weights or layers in place."""
+    copied = _ANYTHING.intersection(proposal.kind.split(" and ")) or WEIGHTED.intersection(
+        proposal.kind.split()
+    )
+    return proposal.fault != "unexplained" and not copied
 
 
 def _answers(network: Network, given: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ import onnx
 from dlas.core.errors import ModelError, OptionError
 from dlas.core.figure import Source
 from dlas.core.files import explain_write, write_atomic
+from dlas.core.telling import Tell, tell_caller
 from dlas.core.worker import WorkerFailure, run_in_worker
 from dlas.data.dataset import Dataset
 from dlas.graph.model import Model
@@ -116,7 +117,7 @@ def localize_files(
     data: Dataset | None = None,
     rows: int = ROWS,
     budget_s: float = 300.0,
-    tell: Callable[[str], None] = lambda text: None,
+    tell: Tell = lambda text: None,
 ) -> LocalizeReport:
     """Find the places where ``target`` does something else than ``source``.
 
@@ -130,7 +131,8 @@ def localize_files(
 
     Raises:
         DataError: The samples do not fit.
-        ModelError: The source gives no finite numbers, or the two networks have different outputs or classes.
+        ModelError: The source gives no finite numbers, or the two networks have different outputs or classes, or
+            nothing in common.
         UnsupportedError: Control flow, or a batch larger than one that is written into the network.
     """
     x, y = paired_rows(source, target, data, rows)
@@ -140,7 +142,7 @@ def localize_files(
     )
     found = in_worker(
         "dlas.verify.localize.report:search", source.model.to_bytes(), target.model.to_bytes(), x, y, budget_s,
-        budget_s=budget_s,
+        budget_s=budget_s, tell=tell,
     )  # fmt: skip
     return LocalizeReport(
         source.path.name,
@@ -166,7 +168,7 @@ def localize_path(
     data: Dataset | None = None,
     rows: int = 8,
     timeout_s: float = 300.0,
-    tell: Callable[[str], None] = lambda text: None,
+    tell: Tell = lambda text: None,
 ) -> LocalizeReport:
     """Find the operators of a network that a back end computes otherwise than the network says.
 
@@ -248,10 +250,10 @@ def _refuse_other_classes(source: Subject, target: Subject) -> None:
         )
 
 
-def in_worker(function: str, *given: Any, budget_s: float) -> dict[str, Any]:
+def in_worker(function: str, *given: Any, budget_s: float, tell: Tell) -> dict[str, Any]:
     """Call ``function`` in a worker of its own; its failure becomes a ModelError of one line."""
     try:
-        return run_in_worker(function, *given, timeout_s=budget_s + 300, memory_bytes=_MEMORY)
+        return run_in_worker(function, *given, timeout_s=budget_s + 300, memory_bytes=_MEMORY, tell=tell)
     except WorkerFailure as failure:
         raise ModelError(failure.reason) from failure
 
@@ -261,7 +263,7 @@ def search(
 ) -> dict[str, Any]:
     """In a worker: :func:`find` on two ONNX files; plain values only."""
     a, b = opened(source), opened(target)
-    found = find(a, b, x, y, budget_s=budget_s)
+    found = find(a, b, x, y, budget_s=budget_s, tell=tell_caller)
     return {
         "faults": [f.to_dict() for f in found.faults],
         "reproducers": [

@@ -8,6 +8,7 @@ from time import monotonic
 
 import onnx_ir as ir
 
+from dlas.core.telling import Tell, now_and_then
 from dlas.verify.localize.case import Case, Change, Proposal, explanations
 
 _MOST_TRIALS = 600
@@ -31,14 +32,16 @@ class Explained:
     trials: int
 
 
-def explain(case: Case, deadline: float = math.inf) -> Explained:
+def explain(case: Case, deadline: float = math.inf, tell: Tell = lambda text: None) -> Explained:
     """Try explanations on a region, the cheapest first, then two or three together.
 
     Args:
         case: The region.
         deadline: Moment of ``time.monotonic`` at which the search gives up.
+        tell: Receives the change at hand, now and then.
     """
     before = case.error()
+    tell = now_and_then(tell)
     members = sorted((m for _, m in explanations.members()), key=lambda m: m.cost)
     base: list[Proposal] = []
     start, trials = before, 0
@@ -49,6 +52,7 @@ def explain(case: Case, deadline: float = math.inf) -> Explained:
                 if trials >= _MOST_TRIALS or monotonic() > deadline:
                     return Explained(None, before, before, trials)
                 trials += 1
+                tell(f"change {trials}: {proposal.kind} at {proposal.node}")
                 error = case.error(_together([*base, proposal]))
                 if error <= case.fine:
                     return Explained(_joined([*base, proposal]), before, error, trials)

@@ -10,13 +10,14 @@ place, the operators behind it agree again.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
 import onnx_ir as ir
 
 from dlas.core.errors import DlasError
+from dlas.core.telling import Tell, now_and_then
 from dlas.verify.localize.alignment import Candidates, Match, Order, orders, relative, squeezed, turned
 from dlas.verify.localize.network import Network, Values
 from dlas.verify.localize.trial import CONFIRMED, ROWS, Trial
@@ -31,6 +32,25 @@ _MOVING = frozenset(
 _ALIKE = 0.8  # cosine between a wrong result and the right one of the same operator
 _NEAR = 2.5  # how many operators more a pair may span that agrees behind
 _FAULTS = 60  # a target with more is another network
+# Operators with weights of their own: what the others give follows from what they are fed with.
+WEIGHTED = frozenset(
+    {
+        "Conv",
+        "ConvTranspose",
+        "Gemm",
+        "MatMul",
+        "LSTM",
+        "GRU",
+        "RNN",
+        "QLinearConv",
+        "ConvInteger",
+        "MatMulInteger",
+    }
+)
+_REGIONS = 4  # after which it can be told whether the two networks have anything in common
+_FEWEST = 3  # operators with weights to tell it by
+_FOREIGN = 0.1  # share of them that agree where nothing is in common
+_ASTRAY = 0.5  # relative L2 from which a result does not even resemble the right one
 
 
 @dataclass(frozen=True)
@@ -82,6 +102,7 @@ class Walk:
         tolerance: Relative L2 up to which two tensors are the same.
         pairs: Names of the source's outputs by those of the target's.
         known: All tensors of the source, where another walk on the same rows has them.
+        tell: Receives a line now and then.
     """
 
     def __init__(
@@ -93,8 +114,10 @@ class Walk:
         tolerance: float,
         pairs: Mapping[str, str],
         known: Candidates | None = None,
+        tell: Tell = lambda text: None,
     ) -> None:
         self.source, self.target = source, target
+        self._tell = now_and_then(tell)
         self.tolerance, self.pairs = tolerance, dict(pairs)
         self.source_inputs, self.target_inputs = dict(source_inputs), dict(target_inputs)
         self.known = known or Candidates(self._source_values())
@@ -102,7 +125,8 @@ class Walk:
 
     def _source_values(self) -> Iterator[tuple[str, np.ndarray]]:
         yield from self.source_inputs.items()
-        for _, found in self.source.trace(self.source_inputs):
+        for number, (_, found) in enumerate(self.source.trace(self.source_inputs), 1):
+            self._tell(f"run operator {number} of {len(self.source.steps)} of the source")
             yield from found.items()
 
     def follow(self, forced: Mapping[str, tuple[Match, np.ndarray]]) -> State:
@@ -125,7 +149,8 @@ class Walk:
         )
         made = (m for n, m in state.matches.items() if place.get(n, -1) >= 0)
         after = max((self.known.place(m.source) for m in made), default=0)
-        for node in self.target.steps[start:]:
+        for number, node in enumerate(self.target.steps[start:], start + 1):
+            self._tell(f"replay operator {number} of {len(self.target.steps)}")
             after = self._step(node, state, forced, after)
         return state
 
@@ -179,13 +204,22 @@ class Walk:
         # Another tensor of the source may hold the same values.
         return self.known.fit(output, wanted, squeezed(state.values[output]), self.tolerance) is not None
 
-    def regions(self) -> tuple[list[Region], State]:
-        """All faulty regions, in the order of execution, and the state with every one of them put right."""
+    def regions(
+        self, foreign: Callable[[list[Region], State], None] = lambda regions, state: None
+    ) -> tuple[list[Region], State]:
+        """All faulty regions, in the order of execution, and the state with every one of them put right.
+
+        Args:
+            foreign: Called once with what is known so far where hardly anything agrees; it may raise.
+        """
         forced: dict[str, tuple[Match, np.ndarray]] = {}
         found: list[Region] = []
         state = self.follow(forced)
         while True:
             bad = [o for o in self.target.outputs if not self.healthy(state, o) and o not in forced]
+            told = len(found) == _REGIONS or (not bad and len(found) < _REGIONS)
+            if told and self._foreign(found, state):
+                foreign(found, state)
             if not bad or len(found) >= _FAULTS:
                 order = {name: i for i, name in enumerate(n.name for n in self.target.steps)}
                 found.sort(key=lambda r: order.get(r.target_nodes[-1], -1) if r.target_nodes else -1)
@@ -194,6 +228,19 @@ class Walk:
             forced[region.target] = (match, values)
             found.append(region)
             state = self._on(state, forced, max(0, self.target.position[region.target]))
+
+    def _foreign(self, regions: list[Region], state: State) -> bool:
+        """Whether, up to the last region, hardly an operator with weights does what one of the source does."""
+        wrong = {r.target: r.error for r in regions}
+        last = max((self.target.position[name] for name in wrong), default=-1)
+        seen = [n for n in self.target.steps[: last + 1] if n.op_type in WEIGHTED]
+        if len(seen) < _FEWEST:
+            return False
+        alike = 0
+        for node in seen:
+            names = [str(o.name) for o in node.outputs]
+            alike += any(wrong[n] < _ASTRAY if n in wrong else n in state.matches for n in names)
+        return alike <= _FOREIGN * len(seen)
 
     def _region(self, state: State, bad: list[str]) -> tuple[Region, Match, np.ndarray]:
         unknown = self._unknown(state, bad)

@@ -12,6 +12,7 @@ import onnx
 import onnx_ir as ir
 
 from dlas.core.errors import DlasError, ShapeError
+from dlas.core.telling import Tell
 from dlas.graph.model import Model, TensorSpec
 from dlas.graph.reference import answers
 from dlas.graph.signature import adapt_rows, to_real
@@ -36,6 +37,7 @@ class Job:
         most_runs: Runs of a whole network that may be spent.
         runs: Runs of a whole network on all rows so far; one on some of the rows counts as their share.
         starts: How often a whole network was started, on however many rows.
+        tell: Receives one line per step.
     """
 
     source: ir.Model
@@ -46,6 +48,7 @@ class Job:
     most_runs: int = 10_000
     runs: float = 0
     starts: int = 0
+    tell: Tell = lambda text: None
     _wanted: np.ndarray | None = field(default=None, repr=False)
 
     @property

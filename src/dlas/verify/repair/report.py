@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic
@@ -16,6 +16,7 @@ import onnx_ir as ir
 from dlas.core.errors import ModelError
 from dlas.core.figure import Source
 from dlas.core.options import Choice
+from dlas.core.telling import Tell, tell_caller
 from dlas.data.dataset import Dataset
 from dlas.graph.model import Model, Step, step_versions
 from dlas.verify.differential import Comparison, compare_outputs
@@ -92,7 +93,7 @@ def repair_file(
     strategy: str = "replay",
     minimal: bool = False,
     budget_s: float = 300.0,
-    tell: Callable[[str], None] = lambda text: None,
+    tell: Tell = lambda text: None,
 ) -> RepairReport:
     """Change ``target`` until it answers as ``source`` does.
 
@@ -120,7 +121,7 @@ def repair_file(
     )
     found = in_worker(
         "dlas.verify.repair.report:work", source.model.to_bytes(), target.model.to_bytes(), x, y if own else None,
-        str(Choice.parse(strategy)), minimal, budget_s, budget_s=budget_s,
+        str(Choice.parse(strategy)), minimal, budget_s, budget_s=budget_s, tell=tell,
     )  # fmt: skip
     before = compare_outputs(found["wanted"], found["was"])
     after = compare_outputs(found["wanted"], found["now"])
@@ -162,7 +163,7 @@ def work(
     """In a worker: repair on the first half of the rows, answers on the other; plain values only."""
     begun = monotonic()
     choice = Choice.parse(strategy)
-    whole = Job(opened(source), opened(target), x, y, deadline=begun + budget_s)
+    whole = Job(opened(source), opened(target), x, y, deadline=begun + budget_s, tell=tell_caller)
     count = len(next(iter(x.values())))
     job, held = whole.on(slice(0, count - count // 2)), whole.on(slice(count - count // 2, count))
     mended = strategies.get(choice.name)(**choice.as_dict()).mend(job)
@@ -188,7 +189,8 @@ def reduced(job: Job, mended: Mended) -> Mended:
     patches, graph = list(mended.patches), mended.graph
     whole = job.output(graph)
     log = list(mended.log)
-    for patch in list(patches):
+    for number, patch in enumerate(list(patches), 1):
+        job.tell(f"leave out change {number} of {len(mended.patches)}")
         rest = [p for p in patches if p is not patch]
         candidate = job.target
         try:

@@ -9,6 +9,7 @@ import onnx_ir as ir
 
 from dlas.verify.localize.case import Case, Explanation, Proposal, explanations
 from dlas.verify.localize.edits import drop_input, set_attribute, set_input, with_defaults
+from dlas.verify.localize.roles import role
 
 # Inputs that say how to compute, not what with.
 SETTINGS = {
@@ -94,10 +95,11 @@ class Attributes(Explanation):
                 else:
                     set_input(graph, str(node.name), index, right)
 
+            what = role(node.op_type, index)
             yield Proposal(
                 "attribute",
-                f"input {index} differs",
-                f"{node.op_type} {node.name}: input {index} is {_shown(mine)}, the source has {_shown(right)}",
+                f"{what} differs",
+                f"{node.op_type} {node.name}: {what} is {_shown(mine)}, the source has {_shown(right)}",
                 str(node.name),
                 str(other.name),
                 change,

@@ -11,6 +11,7 @@ import onnx_ir as ir
 
 from dlas.verify.localize.case import Case, Explanation, Proposal, explanations
 from dlas.verify.localize.edits import bypass, insert_after, insert_before, set_attribute, set_input
+from dlas.verify.localize.roles import role
 
 _MOST_AXES = 4
 
@@ -81,11 +82,12 @@ def _around(case: Case, node: ir.Node) -> Iterator[Proposal]:
         known = case.given.get(str(value.name)) if value is not None else None
         if known is None or not 2 < known.ndim - 1 <= _MOST_AXES:
             continue
+        what = f"{node.op_type} {name}: {role(node.op_type, index, constant=False)}"
         for order in _orders(known.ndim - 1):
             yield _proposal(
                 node,
                 "axes not turned before",
-                f"{node.op_type} {name}: input {index} agrees with its axes turned by {list(order)}",
+                f"{what} agrees with its axes turned by {list(order)}",
                 lambda graph, order=order, index=index: insert_before(
                     graph, name, index, "Transpose", {"perm": list(order)}
                 ),

@@ -18,6 +18,7 @@ from dlas.verify.localize.edits import (
     replace_operator,
     rewire,
 )
+from dlas.verify.localize.roles import role
 
 _FEW_INPUTS = 4
 
@@ -120,10 +121,11 @@ def _wiring(case: Case, node: ir.Node) -> Iterator[Proposal]:
 
 def _rewired(case: Case, node: ir.Node, other: ir.Node, index: int, old: str, tensor: str) -> Proposal:
     case.admit(tensor)
+    what = role(node.op_type, index, constant=False)
     return Proposal(
         "graph",
         "reads another tensor",
-        f"{node.op_type} {node.name} reads {old!r} as input {index}, the source's reads what is {tensor!r} here",
+        f"{node.op_type} {node.name} reads {old!r} as {what}, the source's reads what is {tensor!r} here",
         str(node.name),
         str(other.name),
         lambda graph: rewire(graph, str(node.name), index, tensor),

@@ -11,6 +11,7 @@ from dlas.verify.localize.alignment import orders, relative
 from dlas.verify.localize.case import Case, Explanation, Proposal, explanations
 from dlas.verify.localize.edits import drop_input, insert_after, set_input
 from dlas.verify.localize.explanations.attributes import SETTINGS
+from dlas.verify.localize.roles import role
 
 _WITH_BIAS = {"Conv": 2, "ConvTranspose": 2, "Gemm": 2}
 _CLOSE = 1e-6  # relative L2 below which two constants are the same numbers
@@ -106,12 +107,16 @@ def _shaped(right: np.ndarray, shape: tuple[int, ...]) -> Iterator[np.ndarray]:
         yield small.transpose(order).reshape(shape)
 
 
+def _place(node: ir.Node, index: int) -> str:
+    return f"{node.op_type} {node.name} {role(node.op_type, index)}"
+
+
 def _copied(node: ir.Node, index: int, mine: np.ndarray, other: ir.Node, right: np.ndarray) -> Proposal:
     kind = relation(mine, right)
     return Proposal(
         "parameter",
         kind,
-        f"{node.op_type} {node.name} input {index}: {kind} against {other.op_type} {other.name} "
+        f"{_place(node, index)}: {kind} against {other.op_type} {other.name} "
         f"(relative L2 {relative(right, mine):.2g})",
         str(node.name),
         str(other.name),
@@ -123,7 +128,7 @@ def _given(node: ir.Node, index: int, other: ir.Node, right: np.ndarray) -> Prop
     return Proposal(
         "parameter",
         "bias dropped",
-        f"{node.op_type} {node.name} input {index}: it has no bias, {other.op_type} {other.name} has one",
+        f"{_place(node, index)}: there is none, {other.op_type} {other.name} has one",
         str(node.name),
         str(other.name),
         lambda graph: set_input(graph, str(node.name), index, right),
@@ -151,7 +156,7 @@ def _dropped(node: ir.Node, index: int, other: ir.Node) -> Proposal:
     return Proposal(
         "parameter",
         "bias added",
-        f"{node.op_type} {node.name} input {index}: it has a bias, {other.op_type} {other.name} has none",
+        f"{_place(node, index)}: there is one, {other.op_type} {other.name} has none",
         str(node.name),
         str(other.name),
         lambda graph: drop_input(graph, str(node.name), index),
@@ -172,10 +177,15 @@ def relation(mine: np.ndarray, right: np.ndarray) -> str:
     if factor and relative(right * factor, mine) < 1e-5:
         return f"scaled by {factor:.4g}"
     for axis in range(min(right.ndim, 2)):
-        if _permuted(mine, right, axis):
-            return f"permuted along axis {axis}"
         if right.shape[axis] > 1 and relative(np.flip(right, axis), mine) < _CLOSE:
             return f"reversed along axis {axis}"
+        if _permuted(mine, right, axis):
+            return f"permuted along axis {axis}"
+    for axis in range(2, right.ndim):
+        if relative(np.flip(right, axis), mine) < _CLOSE:
+            return f"reversed along axis {axis}"
+    if right.ndim > 3 and relative(np.flip(right, tuple(range(2, right.ndim))), mine) < _CLOSE:
+        return "kernels turned round"
     if mine.dtype == np.float32:
         for dtype in ("float16",):
             if np.array_equal(right.astype(dtype).astype(np.float32), mine):

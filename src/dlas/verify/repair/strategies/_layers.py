@@ -12,6 +12,7 @@ from dlas.core.errors import DlasError
 from dlas.graph.model import Model
 from dlas.graph.passes import bind_batch, infer_shapes
 from dlas.verify.localize import edits
+from dlas.verify.localize.roles import role
 from dlas.verify.repair.strategies._matching import Change, Pairing, alike, constant_of, input_of
 from dlas.verify.repair.strategies._segments import Splice, segments
 
@@ -60,8 +61,8 @@ def _parameters(strategy: str, pairing: Pairing, layer: ir.Node) -> Iterator[Cha
         if theirs is not None and not computed and not alike(theirs, constant_of(ours)):
             wanted[index] = theirs
     if wanted:
-        places = ", ".join(map(str, wanted))
-        title = f"parameters of {layer.name} ({layer.op_type}, input {places}) copied from the source"
+        places = ", ".join(role(layer.op_type, index) for index in wanted)
+        title = f"parameters of {layer.name} ({layer.op_type}, {places}) copied from the source"
         yield Change(
             strategy, str(layer.name), title, partial(_set_inputs, layer=str(layer.name), wanted=wanted)
         )

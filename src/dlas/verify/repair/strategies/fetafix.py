@@ -32,6 +32,7 @@ import onnx_ir as ir
 
 from dlas.core.errors import DlasError
 from dlas.core.options import option
+from dlas.core.telling import now_and_then
 from dlas.verify.differential.ranking import kendall_tau_b
 from dlas.verify.localize.edits import node_of
 from dlas.verify.mutate.editing import forget_shapes
@@ -89,6 +90,7 @@ class FetaFix(Strategy):
                 break
             image = min(left, key=lambda i: work.taus[i])
             explored.add(image)
+            job.tell(f"round {len(series)}: image {image}, {work.share:.1%} of {job.rows} dissimilar")
             before = len(work.patches)
             fixed = work.repair(image)
             if len(work.patches) > before:
@@ -119,6 +121,7 @@ class _Work:
     single_runs: int = 0
 
     def __post_init__(self) -> None:
+        self.tell = now_and_then(self.job.tell)
         self.graph = self.job.target
         self.pairing = Pairing(self.job.source, self.graph)
         self.rng = np.random.default_rng(self.options.seed)
@@ -191,6 +194,7 @@ class _Work:
             self.log.append(f"rolled back: {change.strategy}: {change.title}: {error}")
             return None
         self.single_runs += 1
+        self.tell(f"image {image}, change {self.single_runs}: {change.strategy}: {change.title}")
         tau = self._tau(candidate, image)
         if tau is None:
             self.log.append(f"rolled back: {change.strategy}: {change.title}: it does not run")

@@ -34,11 +34,12 @@ class Replay(Strategy):
         seen: set[tuple[str, str]] = set()
         left: list[Fault] = []
         answer = job.output(graph)
-        for _ in range(_SWEEPS):
+        for sweep in range(1, _SWEEPS + 1):
+            job.tell(f"sweep {sweep} of {_SWEEPS} at most")
             rows = {k: v[:_ROWS] for k, v in job.x.items()}
             given = {k: v[:_ROWS] for k, v in job.fed(graph).items()}
             left_s = max(1.0, job.deadline - monotonic())
-            found = find(job.source, graph, rows, given, budget_s=left_s, labels=False)
+            found = find(job.source, graph, rows, given, budget_s=left_s, labels=False, tell=job.tell)
             # The source once; the target as it is, walked through, and once more after each region that is put right.
             for _ in range(2 + len(found.faults)):
                 job.count(found.rows)
