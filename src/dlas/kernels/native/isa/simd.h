@@ -22,7 +22,7 @@ typedef int32_t VIu __attribute__((vector_size(4 * DLAS_VL), aligned(4), may_ali
 
 DLAS_INLINE V load(const float* p) { return *reinterpret_cast<const Vu*>(p); }
 DLAS_INLINE void store(float* p, V v) { *reinterpret_cast<Vu*>(p) = v; }
-DLAS_INLINE V splat(float x) { return V{} + x; }
+DLAS_INLINE V splat(float x) { return x - V{}; }  // 0 + x is an addition (of -0), x - 0 is not
 
 // The first n of VL lanes; the others read as zero and are not written.
 DLAS_INLINE V load_part(const float* p, int n) {
