@@ -7,7 +7,7 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dlas.core.errors import DataError, DlasError, OptionError
+from dlas.core.errors import DataError, DlasError, ModelError, OptionError, UnsupportedError
 from dlas.core.files import scratch_folder
 
 if TYPE_CHECKING:
@@ -233,10 +233,13 @@ def compare(
         architecture: For the bare checkpoints among them.
         timeout_s: Longest time for compiling, and for 64 rows.
         tell: Receives one line per step.
+
+    Raises:
+        DlasError: The source cannot be read or run, or none of the targets can be read; one that cannot be is a row.
     """
     from dlas.verify.differential.compare import compare_files
 
-    with _subjects((source, *targets), architecture) as (first, *others):
+    with _opened((source, *targets), architecture, needed=1) as (first, *others):
         return compare_files(
             first,
             others,
@@ -389,11 +392,27 @@ def _pair(
 @contextmanager
 def _subjects(given: Sequence[Any], architecture: str) -> Iterator[list[Subject]]:
     """Paths and Models as files to run, in order; what is given twice is opened once."""
+    with _opened(given, architecture, needed=len(given)) as found:
+        yield found
+
+
+@contextmanager
+def _opened(given: Sequence[Any], architecture: str, *, needed: int) -> Iterator[list[Any]]:
+    """As :func:`_subjects`; behind the first ``needed``, a file that cannot be read comes as an ``Unread``."""
     from dlas.graph.format import save_model, takes
     from dlas.graph.model import Model
-    from dlas.verify.running import Subject
+    from dlas.verify.running import Subject, Unread
 
-    bare = [g for g in given if not isinstance(g, Model) and takes(model_path(g), "architecture")]
+    def is_bare(one: Any, needed: bool) -> bool:
+        path = model_path(one)  # a name that is none is a slip of the pen, not a result
+        try:
+            return takes(path, "architecture")
+        except ModelError:
+            if needed:
+                raise
+            return False
+
+    bare = [g for i, g in enumerate(given) if not isinstance(g, Model) and is_bare(g, i < needed)]
     if architecture and not bare:
         raise OptionError("architecture", architecture, "none, as no file here is a bare checkpoint")
     with scratch_folder() as folder:
@@ -405,10 +424,15 @@ def _subjects(given: Sequence[Any], architecture: str) -> Iterator[list[Subject]
             save_model(one, path)
             return Subject(path, one)
 
-        found: list[Subject] = []
+        found: list[Any] = []
         for i, one in enumerate(given):
             same = next((j for j in range(i) if given[j] is one or given[j] == one), None)
-            found.append(opened(one) if same is None else found[same])
+            try:
+                found.append(opened(one) if same is None else found[same])
+            except (ModelError, UnsupportedError) as error:
+                if i < needed or isinstance(one, Model) or not model_path(one).exists():
+                    raise
+                found.append(Unread(model_path(one), error))
         yield found
 
 

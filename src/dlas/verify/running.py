@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from dlas.core.errors import DataError, ShapeError
+from dlas.core.errors import DataError, DlasError, ShapeError
 from dlas.core.files import scratch_folder
 from dlas.core.options import Choice
 from dlas.core.worker import Worker, run_in_worker
@@ -38,6 +38,14 @@ class Subject:
         if architecture:
             options["architecture"] = architecture
         return cls(path, import_model(path, **options), options)
+
+
+@dataclass(frozen=True)
+class Unread:
+    """A file that was to be compared and cannot be read: where it lies, and why."""
+
+    path: Path
+    error: DlasError
 
 
 def source_rows(

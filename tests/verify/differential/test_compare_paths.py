@@ -186,6 +186,35 @@ def test_a_build_gets_its_files_and_a_baseline_holds_it_to_what_is_worse(
     assert "data:image/png;base64," in page
 
 
+def test_a_target_that_cannot_be_read_is_a_row_and_the_others_are_compared(
+    hurt: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cut, text, other = (tmp_path / name for name in ("cut.onnx", "text.onnx", "notes.txt"))
+    cut.write_bytes(hurt.read_bytes()[:3000])
+    text.write_text("no network")
+    other.write_text("no network")
+    rows = ["--data", "digits", "--split", "test", "--rows", "20", "--no-time"]
+    good = tmp_path / "good.onnx"
+    dlas.save(dlas.load("digits-cnn"), good)
+    assert run_command(["compare", "digits-cnn", str(cut), str(good), str(other), *rows, "--json"]) == 1
+    told = capsys.readouterr()
+    found = json.loads(told.out)["paths"]
+    assert [(row["target"], row["verdict"]) for row in found] == [
+        ("cut.onnx", "crash"),
+        ("good.onnx", "equal"),
+        ("notes.txt", "unsupported"),
+    ]
+    assert "cut.onnx" in found[0]["reason"]
+    assert ".txt" in found[2]["reason"]
+    assert "fails: cut.onnx" in told.err
+    assert run_command(["compare", "digits-cnn", str(other), str(good), *rows]) == 0
+    assert run_command(["compare", "digits-cnn", str(good), str(cut), *rows, "--fail-on", "none"]) == 0
+    capsys.readouterr()
+    assert run_command(["compare", "digits-cnn", str(cut), str(text), *rows]) == 2
+    assert "cut.onnx" in capsys.readouterr().err.splitlines()[-1]
+    assert run_command(["compare", "digits-cnn", str(good), str(tmp_path / "no-such.onnx"), *rows]) == 2
+
+
 def test_files_that_cannot_be_written_are_told_before_any_work(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

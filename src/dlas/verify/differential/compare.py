@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
@@ -19,7 +19,16 @@ from dlas.data.guess import background_class, with_guessed_preprocessing
 from dlas.runtime.backend import backends
 from dlas.runtime.native import OURSELVES, owner
 from dlas.verify.differential.floor import source_floors
-from dlas.verify.differential.judging import Known, failed, judged, named_rows, native_runtime, top1_of, worst
+from dlas.verify.differential.judging import (
+    Known,
+    failed,
+    judged,
+    named_rows,
+    native_runtime,
+    top1_of,
+    unread,
+    worst,
+)
 from dlas.verify.differential.layers import compare_layers
 from dlas.verify.differential.matrix import LabelMatrix
 from dlas.verify.differential.outputs import is_classifier
@@ -27,7 +36,7 @@ from dlas.verify.differential.report import Answers, CompareReport, PathResult
 from dlas.verify.differential.times import BASE, PathTime, path_times
 from dlas.verify.differential.warm import Compiler, Lane, Shelf, time_lanes
 from dlas.verify.paths import RunPath, parse_paths
-from dlas.verify.running import Subject, axes_of, fed_rows, in_order, native, source_rows
+from dlas.verify.running import Subject, Unread, axes_of, fed_rows, in_order, native, source_rows
 
 __all__ = ["CompareReport", "PathResult", "Subject", "compare_files", "compare_layers", "worst"]
 
@@ -45,6 +54,7 @@ class _Job:
     """One row of the report: a target on its own runtime (no path) or on a path."""
 
     number: int
+    place: int  # of the target among all
     target: Subject
     title: str
     path: RunPath | None
@@ -59,7 +69,7 @@ class _Job:
 
 def compare_files(
     source: Subject,
-    targets: Sequence[Subject],
+    targets: Sequence[Subject | Unread],
     *,
     data: Dataset | None = None,
     paths: Sequence[str] = (),
@@ -76,7 +86,7 @@ def compare_files(
 
     Args:
         source: The network that is right by definition, run by the runtime that owns its file.
-        targets: Its conversions.
+        targets: Its conversions; one that cannot be read becomes a row that says so.
         data: Rows; without them, 32 random inputs are used (they show differences, not accuracy).
         paths: Paths to run each target on besides its own runtime, such as ``tvm:O0..O3`` (see ``verify.paths``).
         rows: Rows to use at most.
@@ -88,15 +98,17 @@ def compare_files(
     Raises:
         UnknownNameError: No such path.
         DataError: The rows do not fit the source.
-        DlasError: The source itself cannot be run.
+        DlasError: The source itself cannot be run, or no target can be read.
     """
+    read = _read(targets, tell)
     routes = parse_paths(paths)
     if data is not None and source.model.preprocessing is None:
         model, note = with_guessed_preprocessing(source.model, data)
         source = replace(source, model=model)
         tell(note)
     known = _source_answers(source, data, rows, timeout_s, tell)
-    jobs = _jobs(source, targets, routes)
+    titles = _titles(targets)
+    jobs = _jobs(source, targets, titles, routes)
     with scratch_folder() as folder, Compiler(folder, timeout_s) as compiler:
         try:
             _answer(known, jobs, compiler, timing is not None, timeout_s, tell)
@@ -105,8 +117,8 @@ def compare_files(
             for job in jobs:
                 if job.lane is not None:
                     job.lane.close()
-    found = [replace(job.result, time=times.get(job.number)) for job in jobs if job.result is not None]
-    compared = tuple(compare_layers(source.model, targets[0].model, known.x)) if layers and targets else ()
+    found = _in_order_of(targets, titles, jobs, times)
+    compared = tuple(compare_layers(source.model, read[0].model, known.x)) if layers and read else ()
     return CompareReport(
         source=source.path.name,
         rows=known.count,
@@ -117,9 +129,19 @@ def compare_files(
         random=data is None,
         matrix=_matrix(known, found),
         base=BASE if times else "",
-        versions=_versions([source, *targets], routes),
+        versions=_versions([source, *read], routes),
         answers=_answers_of(known),
     )
+
+
+def _read(targets: Sequence[Subject | Unread], tell: Report) -> list[Subject]:
+    """The targets that could be read; raises what became of the first where there is none."""
+    lost = [target for target in targets if isinstance(target, Unread)]
+    if lost and len(lost) == len(targets):
+        raise lost[0].error
+    for target in lost:
+        tell(f"{target.path.name} cannot be read: {target.error.message}")
+    return [target for target in targets if isinstance(target, Subject)]
 
 
 def _source_answers(
@@ -143,15 +165,42 @@ def _source_answers(
     return Known(source.path, source.model, x, data, labels, reference, found)
 
 
-def _jobs(source: Subject, targets: Sequence[Subject], routes: Sequence[RunPath]) -> list[_Job]:
-    """Every row of the report; a source compared with itself has nothing to say on its own runtime besides paths."""
+def _titles(targets: Sequence[Subject | Unread]) -> list[str]:
+    """What each target is called: its file name where that tells it from the others."""
     names = [target.path.name for target in targets]
-    titles = [n if names.count(n) == 1 else str(t.path) for n, t in zip(names, targets, strict=True)]
+    return [n if names.count(n) == 1 else str(t.path) for n, t in zip(names, targets, strict=True)]
+
+
+def _jobs(
+    source: Subject, targets: Sequence[Subject | Unread], titles: Sequence[str], routes: Sequence[RunPath]
+) -> list[_Job]:
+    """What is to be run; a source compared with itself has nothing to say on its own runtime besides paths."""
     jobs: list[_Job] = []
-    for target, title in zip(targets, titles, strict=True):
+    for place, (target, title) in enumerate(zip(targets, titles, strict=True)):
+        if isinstance(target, Unread):
+            continue
         own = [] if routes and target.path == source.path else [None]
-        jobs += [_Job(len(jobs) + i, target, title, path) for i, path in enumerate([*own, *routes])]
+        jobs += [_Job(len(jobs) + i, place, target, title, path) for i, path in enumerate([*own, *routes])]
     return jobs
+
+
+def _in_order_of(
+    targets: Sequence[Subject | Unread],
+    titles: Sequence[str],
+    jobs: Sequence[_Job],
+    times: Mapping[int, PathTime],
+) -> list[PathResult]:
+    """Every row of the report, those of the first target first."""
+    found = []
+    for place, (target, title) in enumerate(zip(targets, titles, strict=True)):
+        if isinstance(target, Unread):
+            found.append(unread(title, target.path, target.error))
+        found += [
+            replace(job.result, time=times.get(job.number))
+            for job in jobs
+            if job.place == place and job.result is not None
+        ]
+    return found
 
 
 def _answer(

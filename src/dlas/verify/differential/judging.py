@@ -8,7 +8,14 @@ from pathlib import Path
 
 import numpy as np
 
-from dlas.core.errors import DataError, DlasError, ShapeError, StorageError
+from dlas.core.errors import (
+    DataError,
+    DlasError,
+    ModelError,
+    ShapeError,
+    StorageError,
+    UnsupportedError,
+)
 from dlas.core.figure import Figure, Outcome
 from dlas.core.statistics import mcnemar
 from dlas.core.worker import WorkerFailure
@@ -122,6 +129,17 @@ def failed(known: Known, target: str, path: str, error: DlasError) -> PathResult
         reason = str(error)
         return PathResult(target, path, Outcome.WRONG, reason, Comparison(Verdict.SHAPE, reason, known.count))
     return PathResult(target, path, Outcome.UNSUPPORTED, str(error))
+
+
+def unread(target: str, path: Path, error: DlasError) -> PathResult:
+    """A row of the report for a file that cannot be read: damaged, or of no format or operator that is known."""
+    try:
+        runtime = native_runtime(path)
+    except ModelError:
+        runtime = "native"
+        error = UnsupportedError(error.message, error.hint)
+    able = not isinstance(error, UnsupportedError)
+    return PathResult(target, runtime, Outcome.CRASH if able else Outcome.UNSUPPORTED, str(error))
 
 
 def top1_of(scores: np.ndarray, labels: np.ndarray | None) -> Figure | None:
