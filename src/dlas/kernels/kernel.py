@@ -77,7 +77,7 @@ class Node:
         return found
 
     def constant(self, index: int) -> np.ndarray | None:
-        """The value of an input, where it is there and constant."""
+        """The value of an input, where it is there and constant; an input beyond the last is left out."""
         found = self.inputs[index] if index < len(self.inputs) else None
         return None if found is None else found.constant
 
@@ -177,6 +177,7 @@ class Kernel(ABC):
         summary: One line for ``dlas list``.
         version: Raised when it becomes faster or slower, so that old timings are not believed.
         exact: False where results differ from the reference by more than rounding (Winograd).
+        in_place: Inputs whose memory the first output may take when both lie alike.
     """
 
     name: ClassVar[str]
@@ -184,6 +185,7 @@ class Kernel(ABC):
     summary: ClassVar[str]
     version: ClassVar[int] = 1
     exact: ClassVar[bool] = True
+    in_place: ClassVar[tuple[int, ...]] = ()
     Options = NoOptions
 
     @classmethod

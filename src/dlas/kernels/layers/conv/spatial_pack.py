@@ -21,6 +21,7 @@ class SpatialPack(NativeKernel):
     ops: ClassVar[tuple[str, ...]] = ("Conv",)
     summary = "dense convolution, blocks of output channels in registers"
     rate = 0.9
+    in_place: ClassVar[tuple[int, ...]] = (3,)
 
     def refuses(self, node: Node, context: Context) -> str:
         """Groups must be whole blocks of channels, rows have strides of 1 or 2, weights are constant."""

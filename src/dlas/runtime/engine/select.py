@@ -1,0 +1,232 @@
+"""Which kernel computes which call, in which layouts.
+
+Every call has candidates: kernels with their forms, and delegates (another engine). The cheapest whole is searched
+over the calls in order, where a state is which values exist in which layouts; turning a value into another layout
+costs, once per value and layout. With at most ``BEAM`` states at a time that is exact, beyond it a beam search.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from dlas.core.errors import OptionError, UnknownNameError, UnsupportedError
+from dlas.kernels.kernel import Context, Form, Kernel, Node, kernels
+from dlas.kernels.layout import Layout
+from dlas.runtime.engine.delegate import DELEGATES, delegate_refuses
+from dlas.runtime.engine.network import Call, Network
+
+BEAM = 64
+_REORDER_OVERHEAD_S = 1e-6
+_REORDER_S_PER_BYTE = 2.5e-10
+_ALIAS_S = 1e-8
+_DELEGATE_S = 30e-6  # entering another engine: its own dispatch and the copies
+FALLBACK = "onnxruntime"
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What computes one call.
+
+    Attributes:
+        name: Name of a kernel or delegate; empty for an alias.
+        form: Its layouts.
+        kernel: The kernel, None for delegates and aliases.
+        seconds: What it is believed to cost.
+    """
+
+    name: str
+    form: Form
+    kernel: Kernel | None
+    seconds: float
+
+
+Cost = Callable[[Call, Kernel, Form], float]
+
+
+@dataclass(frozen=True)
+class Rule:
+    """``Conv=gspc`` or ``node:/layer1/conv=onnxruntime``.
+
+    Attributes:
+        node: Name of one node, or empty.
+        op: Operator, or empty.
+        name: Kernel or delegate to use.
+    """
+
+    node: str
+    op: str
+    name: str
+
+    @classmethod
+    def parse(cls, text: str) -> Rule:
+        """Read a rule.
+
+        Raises:
+            OptionError: It has another form.
+            UnknownNameError: There is no such kernel or delegate.
+        """
+        left, found, name = text.rpartition("=")
+        if not found or not left or not name:
+            raise OptionError("impl", text, "OP=NAME or node:NAME=NAME, such as Conv=gspc")
+        known = [*kernels.names(), *DELEGATES]
+        name = {"ort": "onnxruntime", "ref": "reference"}.get(name, name)
+        if name not in known:
+            raise UnknownNameError("kernel", name, known, "`dlas list kernels` shows every kernel")
+        node = left.removeprefix("node:") if left.startswith("node:") else ""
+        return cls(node, "" if node else left, name)
+
+    def covers(self, call: Call) -> bool:
+        """Whether it speaks of this call."""
+        return call.node.name == self.node if self.node else call.node.op == self.op
+
+
+def kernels_for(op: str) -> list[Kernel]:
+    """Every kernel of an operator that this machine can use."""
+    return [member() for _, member in kernels.members() if op in member.ops and not member.missing()]
+
+
+def candidates(
+    network: Network,
+    context: Context,
+    rules: Sequence[Rule] = (),
+    *,
+    exact: bool = False,
+    cost: Cost | None = None,
+) -> list[list[Choice]]:
+    """What could compute each call, in the network's order.
+
+    Args:
+        network: The network.
+        context: Machine.
+        rules: The last rule that covers a call decides it.
+        exact: Leave out kernels whose results differ by more than rounding.
+        cost: Seconds of a kernel on a call; the kernels' own estimates unless given.
+
+    Raises:
+        UnsupportedError: Nothing can compute a call; all such operators are listed with their counts.
+    """
+    unused = [rule for rule in rules if not any(rule.covers(call) for call in network.calls)]
+    if unused:
+        rule = unused[0]
+        have = sorted({c.node.name if rule.node else c.node.op for c in network.calls})
+        raise UnknownNameError("node" if rule.node else "operator", rule.node or rule.op, have)
+    by_op: dict[str, list[Kernel]] = {}
+    found: list[list[Choice]] = []
+    stuck: dict[str, int] = {}
+    for call in network.calls:
+        if call.is_alias:
+            found.append([Choice("", Form.all(call.node, Layout.PLAIN), None, _ALIAS_S)])
+            continue
+        op = call.node.op
+        members = by_op.setdefault(op, kernels_for(op) if context.isa != "numpy" else [])
+        wanted = next((rule.name for rule in reversed(rules) if rule.covers(call)), "")
+        choices = _choices(call, members, wanted, context, exact, cost)
+        if not choices:
+            stuck[op] = stuck.get(op, 0) + 1
+        found.append(choices)
+    if stuck:
+        listed = ", ".join(f"{op} ({count})" for op, count in sorted(stuck.items()))
+        raise UnsupportedError(
+            f"the engine cannot compute {listed}", "`dlas bench MODEL` shows which back ends take the network"
+        )
+    return found
+
+
+def _choices(
+    call: Call, members: Sequence[Kernel], wanted: str, context: Context, exact: bool, cost: Cost | None
+) -> list[Choice]:
+    choices: list[Choice] = []
+    reasons: dict[str, str] = {}
+    for kernel in members:
+        if wanted and kernel.name != wanted:
+            continue
+        if exact and not kernel.exact and not wanted:
+            continue
+        reason = kernel.refuses(call.node, context)
+        if reason:
+            reasons[kernel.name] = reason
+            continue
+        for form in kernel.forms(call.node, context):
+            seconds = kernel.cost(call.node, form, context) if cost is None else cost(call, kernel, form)
+            if math.isfinite(seconds):
+                choices.append(Choice(kernel.name, form, kernel, seconds))
+    if wanted and not choices:
+        if wanted not in DELEGATES:
+            reason = reasons.get(wanted, f"it does not compute {call.node.op}")
+            raise UnsupportedError(f"{wanted} cannot compute {call.node.op} {call.name!r}: {reason}")
+        reason = delegate_refuses(wanted, call)
+        if reason:
+            raise UnsupportedError(f"{wanted} cannot compute {call.node.op} {call.name!r}: {reason}")
+        return [Choice(wanted, Form.all(call.node, Layout.PLAIN), None, _delegate_seconds(call.node))]
+    if not choices and not wanted:
+        for name in (FALLBACK, "reference"):
+            if not delegate_refuses(name, call):
+                return [Choice(name, Form.all(call.node, Layout.PLAIN), None, _delegate_seconds(call.node))]
+    return choices
+
+
+def _delegate_seconds(node: Node) -> float:
+    return _DELEGATE_S + node.macs / 2e10
+
+
+@dataclass
+class _State:
+    seconds: float
+    picks: tuple[int, ...]
+
+
+def choose(network: Network, options: Sequence[Sequence[Choice]]) -> list[Choice]:
+    """The cheapest choice for every call, with the costs of changing layouts."""
+    last = {name: places[-1] for name, places in network.readers.items()}
+    for name in network.outputs:
+        last[name] = len(network.calls)
+    bytes_of = _sizes(network)
+    states: dict[frozenset[tuple[str, Layout]], _State] = {
+        frozenset((name, Layout.PLAIN) for name in network.inputs): _State(0.0, ())
+    }
+    for place, (call, choices) in enumerate(zip(network.calls, options, strict=True)):
+        following: dict[frozenset[tuple[str, Layout]], _State] = {}
+        for have, state in states.items():
+            for pick, choice in enumerate(choices):
+                seconds, made = state.seconds + choice.seconds, set(have)
+                for value, layout in _needs(call, choice):
+                    if (value, layout) not in made:
+                        seconds += _REORDER_OVERHEAD_S + _REORDER_S_PER_BYTE * bytes_of[value]
+                        made.add((value, layout))
+                made.update(zip(call.outputs, choice.form.outputs, strict=True))
+                alive = frozenset(pair for pair in made if last.get(pair[0], -1) > place)
+                known = following.get(alive)
+                if known is None or seconds < known.seconds:
+                    following[alive] = _State(seconds, (*state.picks, pick))
+        states = dict(sorted(following.items(), key=lambda item: item[1].seconds)[:BEAM])
+    best = min(
+        (
+            state.seconds
+            + sum(
+                _REORDER_S_PER_BYTE * bytes_of[n] for n in network.outputs if (n, Layout.PLAIN) not in have
+            ),
+            state.picks,
+        )
+        for have, state in states.items()
+    )
+    return [choices[pick] for choices, pick in zip(options, best[1], strict=True)]
+
+
+def _needs(call: Call, choice: Choice) -> list[tuple[str, Layout]]:
+    """Values a choice reads, each in the layout it wants."""
+    found = []
+    for name, operand, layout in zip(call.inputs, call.node.inputs, choice.form.inputs, strict=True):
+        if operand is not None and operand.constant is None:
+            found.append((name, layout))
+    return found
+
+
+def _sizes(network: Network) -> Mapping[str, int]:
+    from dlas.runtime.engine.lower import bytes_of
+
+    sizes = {name: bytes_of(operand) for name, operand in network.inputs.items()}
+    for call in network.calls:
+        sizes.update((name, bytes_of(o)) for name, o in zip(call.outputs, call.node.outputs, strict=True))
+    return sizes
