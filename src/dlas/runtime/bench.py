@@ -75,15 +75,19 @@ class WorkerSampler:
         threads: Processors the worker stays on; with None on all until :meth:`hold_to`.
         timeout_s: Longest time for one call.
         memory_bytes: Most memory the worker may take.
+        session: Module whose functions are called; by default that of artifacts.
     """
 
-    def __init__(self, threads: int | None, timeout_s: float, memory_bytes: int | None = None) -> None:
+    def __init__(
+        self, threads: int | None, timeout_s: float, memory_bytes: int | None = None, session: str = ""
+    ) -> None:
+        self._session = session
         self._worker = Worker(threads=threads, memory_bytes=memory_bytes, name="session")
         self._timeout_s = timeout_s
 
     def call(self, function: str, *args: Any) -> Any:
-        """Call a function of ``runtime.session`` in the worker."""
-        return self._worker.call(f"{SESSION}:{function}", *args, timeout_s=self._timeout_s)
+        """Call a function of the session in the worker."""
+        return self._worker.call(f"{self._session or SESSION}:{function}", *args, timeout_s=self._timeout_s)
 
     def open(self, backend: str, folder: str, target: str, threads: int) -> dict[str, Any]:
         """Load an artifact; returns facts such as notes."""

@@ -64,9 +64,7 @@ def answers(
         UnsupportedError: An output without a row per sample needs several runs.
         ShapeError: The file has another number of inputs.
     """
-    runners = {"onnxruntime": _onnx, "litert": _tflite, "torch": _torch, "keras": _keras, OURSELVES: _dlas}
-    told = {**(options or {}), **({"kernels": kernels} if kernels else {})}
-    runner = runners[owner(Path(path))](path, told, threads)
+    runner = opened(path, {**(options or {}), **({"kernels": kernels} if kernels else {})}, threads)
     if runner.inputs != len(inputs):
         raise ShapeError(f"{Path(path).name} has {runner.inputs} inputs, {len(inputs)} were given")
     if len({len(x) if x.ndim else None for x in inputs}) != 1:
@@ -75,10 +73,16 @@ def answers(
     parts = []
     for start in range(0, count, step):
         rows = min(step, count - start)
-        given = [_filled(x[start : start + step], runner.batch) for x in inputs]
+        given = [filled(x[start : start + step], runner.batch) for x in inputs]
         found = runner.run(given)
         parts.append([y[:rows] if rows < runner.batch and y.ndim else y for y in found])
     return [joined(list(found), count) for found in zip(*parts, strict=True)]
+
+
+def opened(path: str, options: Mapping[str, Any], threads: int) -> Runner:
+    """A model file on its runtime; see :func:`answers`."""
+    runners = {"onnxruntime": _onnx, "litert": _tflite, "torch": _torch, "keras": _keras, OURSELVES: _dlas}
+    return runners[owner(Path(path))](path, dict(options), threads)
 
 
 def joined(parts: list[np.ndarray], count: int) -> np.ndarray:
@@ -94,7 +98,7 @@ def joined(parts: list[np.ndarray], count: int) -> np.ndarray:
     return np.concatenate(parts)
 
 
-def _filled(rows: np.ndarray, batch: int) -> np.ndarray:
+def filled(rows: np.ndarray, batch: int) -> np.ndarray:
     """Rows for a file that takes ``batch`` at a time (0: any number): the last one is repeated."""
     if len(rows) < batch:
         rows = np.concatenate([rows, np.repeat(rows[-1:], batch - len(rows), axis=0)])
@@ -102,15 +106,21 @@ def _filled(rows: np.ndarray, batch: int) -> np.ndarray:
 
 
 @dataclass(frozen=True)
-class _Runner:
-    """An opened file: one call with all inputs gives all outputs."""
+class Runner:
+    """An opened file: one call with all inputs gives all outputs.
+
+    Attributes:
+        run: That call.
+        inputs: How many there are.
+        batch: Rows per run; 0 where any number will do.
+    """
 
     run: Callable[[list[np.ndarray]], Sequence[np.ndarray]]
     inputs: int
-    batch: int  # rows per run; 0 where any number will do
+    batch: int
 
 
-def _onnx(path: str, options: dict[str, Any], threads: int) -> _Runner:
+def _onnx(path: str, options: dict[str, Any], threads: int) -> Runner:
     import onnxruntime
 
     settings = onnxruntime.SessionOptions()
@@ -122,7 +132,7 @@ def _onnx(path: str, options: dict[str, Any], threads: int) -> _Runner:
     given = session.get_inputs()
     names = [i.name for i in given]
     first = [i.shape[0] for i in given if i.shape]
-    return _Runner(
+    return Runner(
         lambda arrays: [np.asarray(y) for y in session.run(None, dict(zip(names, arrays, strict=True)))],
         len(names),
         first[0] if first and isinstance(first[0], int) else 0,
@@ -142,7 +152,7 @@ def _known(path: str, settings: Any) -> str | bytes:
     return proto.SerializeToString()
 
 
-def _tflite(path: str, options: dict[str, Any], threads: int) -> _Runner:
+def _tflite(path: str, options: dict[str, Any], threads: int) -> Runner:
     interpreter_module = optional_import(
         "ai_edge_litert.interpreter", extra="tflite", needed_for="running a TFLite file"
     )
@@ -169,10 +179,10 @@ def _tflite(path: str, options: dict[str, Any], threads: int) -> _Runner:
         return [interpreter.get_tensor(index).copy() for index in wanted]
 
     shape = interpreter.get_input_details()[0]["shape"]
-    return _Runner(run, len(given), int(shape[0]) if len(shape) else 0)
+    return Runner(run, len(given), int(shape[0]) if len(shape) else 0)
 
 
-def _torch(path: str, options: dict[str, Any], threads: int) -> _Runner:
+def _torch(path: str, options: dict[str, Any], threads: int) -> Runner:
     import torch
 
     model = load_model(Path(path), **options)
@@ -187,33 +197,33 @@ def _torch(path: str, options: dict[str, Any], threads: int) -> _Runner:
         return [y.numpy() for y in (found if isinstance(found, tuple | list) else [found])]
 
     first = model.inputs[0].shape[:1]
-    return _Runner(run, len(model.inputs), first[0] if first and isinstance(first[0], int) else 0)
+    return Runner(run, len(model.inputs), first[0] if first and isinstance(first[0], int) else 0)
 
 
-def _dlas(path: str, options: dict[str, Any], threads: int) -> _Runner:
+def _dlas(path: str, options: dict[str, Any], threads: int) -> Runner:
     # Nobody else can judge: what dlas reads from the file, on the reference engine.
     model = load_model(Path(path), **options)
     reference = Reference(model, threads=threads)
     names = [spec.name for spec in model.inputs]
     first = model.inputs[0].shape[:1]
-    return _Runner(
+    return Runner(
         lambda arrays: list(reference.run(dict(zip(names, arrays, strict=True))).values()),
         len(names),
         first[0] if first and isinstance(first[0], int) else 0,
     )
 
 
-def _keras(path: str, options: dict[str, Any], threads: int) -> _Runner:
+def _keras(path: str, options: dict[str, Any], threads: int) -> Runner:
     # The same static checks and the same loader as the importer's, but no translation.
     tf = tensorflow()
     with contextlib.suppress(RuntimeError):  # it has run something already, and keeps the threads it has
         tf.config.threading.set_intra_op_parallelism_threads(threads)
         tf.config.threading.set_inter_op_parallelism_threads(1)
-    opened = open_network(Path(path), **options)
-    answer = tf.function(opened.function, autograph=False, input_signature=list(opened.inputs))
-    first = opened.inputs[0].shape[:1]
-    return _Runner(
+    network = open_network(Path(path), **options)
+    answer = tf.function(network.function, autograph=False, input_signature=list(network.inputs))
+    first = network.inputs[0].shape[:1]
+    return Runner(
         lambda arrays: [np.asarray(y) for y in answer(*map(tf.constant, arrays))],
-        len(opened.inputs),
+        len(network.inputs),
         (first[0] or 0) if len(first) else 0,
     )

@@ -71,6 +71,39 @@ def test_paths_are_rows_with_labels_rankings_and_times() -> None:
     assert {"dlas", "onnxruntime"} <= set(report.versions)
 
 
+def test_a_file_on_its_own_runtime_is_timed_beside_its_paths(hurt: Path) -> None:
+    asked = {"data": "digits", "split": "test", "rows": 4, "timing": FAST}
+    report = dlas.compare("digits-cnn", hurt, paths=["ort:O0"], **asked)
+    assert [row.path for row in report.paths] == ["native (onnxruntime)", "ort:O0"]
+    (alone,) = dlas.compare("digits-cnn", hurt, **asked).paths
+    for row in (*report.paths, alone):
+        assert row.time is not None
+        assert row.time.latency is not None
+        assert row.time.ratio is not None
+        assert row.time.degradation is None
+        assert 0.05 < row.time.ratio.value < 20
+
+
+def test_a_row_without_times_says_why(hurt: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from dlas.core.errors import UnsupportedError
+    from dlas.verify.differential import compare, warm
+
+    def refuse(*_: object) -> warm.Lane:
+        raise UnsupportedError("no such base")
+
+    monkeypatch.setattr(compare.Compiler, "build", refuse)
+    asked = {"data": "digits", "split": "test", "rows": 4, "timing": FAST}
+    told: list[str] = []
+    (row,) = dlas.compare("digits-cnn", hurt, tell=told.append, **asked).paths
+    assert any("no such base" in line for line in told)
+    assert row.time is not None
+    assert row.time.latency is not None
+    assert row.time.ratio is None
+    monkeypatch.setattr("dlas.runtime.bench.WorkerSampler.hold_to", refuse)
+    (row,) = dlas.compare("digits-cnn", hurt, **asked).paths
+    assert row.why.endswith("no time: no such base")
+
+
 def test_whatever_becomes_of_a_path_is_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("ai_edge_litert", reason="litert needs ai_edge_litert: pip install 'dlas[tflite]'")
     monkeypatch.syspath_prepend(str(Path(__file__).parent))

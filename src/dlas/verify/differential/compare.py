@@ -34,7 +34,7 @@ from dlas.verify.differential.matrix import LabelMatrix
 from dlas.verify.differential.outputs import is_classifier
 from dlas.verify.differential.report import Answers, CompareReport, PathResult
 from dlas.verify.differential.times import BASE, PathTime, path_times
-from dlas.verify.differential.warm import Compiler, Lane, Shelf, time_lanes
+from dlas.verify.differential.warm import Compiler, Lane, NativeLane, Shelf, time_lanes
 from dlas.verify.paths import RunPath, parse_paths
 from dlas.verify.running import Subject, Unread, axes_of, fed_rows, in_order, native, source_rows
 
@@ -112,7 +112,7 @@ def compare_files(
     with scratch_folder() as folder, Compiler(folder, timeout_s) as compiler:
         try:
             _answer(known, jobs, compiler, timing is not None, timeout_s, tell)
-            times = _times(known, source, jobs, compiler, timing, tell) if timing and routes else {}
+            times = _times(known, source, jobs, compiler, timing, timeout_s, tell) if timing else {}
         finally:
             for job in jobs:
                 if job.lane is not None:
@@ -259,10 +259,20 @@ def _run(known: Known, job: _Job, timeout_s: float) -> PathResult:
 
 
 def _times(
-    known: Known, source: Subject, jobs: Sequence[_Job], compiler: Compiler, protocol: Protocol, tell: Report
+    known: Known,
+    source: Subject,
+    jobs: Sequence[_Job],
+    compiler: Compiler,
+    protocol: Protocol,
+    timeout_s: float,
+    tell: Report,
 ) -> dict[int, PathTime]:
     """Times of the paths that gave answers, by number of the job."""
-    lanes = {str(j.number): j.lane for j in jobs if j.lane and j.result and j.result.comparison}
+    answered = {str(j.number): j for j in jobs if j.result is not None and j.result.comparison is not None}
+    lanes: dict[str, Lane | NativeLane] = {
+        name: j.lane if j.lane is not None else NativeLane(j.target, timeout_s)
+        for name, j in answered.items()
+    }
     if not lanes:
         return {}
     (base_path,) = parse_paths(BASE)
@@ -270,11 +280,12 @@ def _times(
         str(j.number) for j in jobs if j.path and j.path.key == base_path.key and j.target.path == source.path
     ]
     base = is_base[0] if is_base and is_base[0] in lanes else "base"
-    feeds = {str(j.number): named_rows(j.target.model, known, 1) for j in jobs if str(j.number) in lanes}
-    own = None
+    feeds = {name: _one_row(known, j) for name, j in answered.items()}
+    own: list[Lane | NativeLane] = [lane for lane in lanes.values() if isinstance(lane, NativeLane)]
     if base == "base":
         try:
-            own = lanes[base] = compiler.build(source.model, base_path)
+            own.append(compiler.build(source.model, base_path))
+            lanes[base] = own[-1]
             feeds[base] = named_rows(source.model, known, 1)
         except DlasError as error:
             tell(f"no ratios of times: the source's base path {BASE} cannot be built: {error.message}")
@@ -282,11 +293,18 @@ def _times(
     try:
         taken, bases, why = time_lanes(lanes, base, feeds, protocol)
     finally:
-        if own is not None:
-            own.close()
+        for lane in own:
+            lane.close()
     order = {job.target.path: i for i, job in enumerate(jobs)}
-    paths = {str(j.number): (order[j.target.path], j.path) for j in jobs if j.path and str(j.number) in lanes}
+    paths = {name: (order[j.target.path], j.path) for name, j in answered.items()}
     return {int(name): time for name, time in path_times(taken, bases, why, paths).items()}
+
+
+def _one_row(known: Known, job: _Job) -> dict[str, np.ndarray]:
+    """What a timed run computes on, by input."""
+    if job.path is not None:
+        return named_rows(job.target.model, known, 1)
+    return named_rows(job.target.model, known, 1, axes_of(job.target, known.path)["inputs"])
 
 
 def _matrix(known: Known, found: Sequence[PathResult]) -> LabelMatrix | None:

@@ -56,8 +56,15 @@ def native_runtime(path: Path) -> str:
     return f"native ({owner(path)})"
 
 
-def named_rows(model: Model, known: Known, count: int | None = None) -> dict[str, np.ndarray]:
+def named_rows(
+    model: Model,
+    known: Known,
+    count: int | None = None,
+    axes: Mapping[str, tuple[int, ...]] | None = None,
+) -> dict[str, np.ndarray]:
     """The source's rows as a target takes them, by input; the first ``count`` of them.
+
+    ``axes`` is how an input's axes are known to be turned, as for :func:`dlas.verify.running.fed_rows`.
 
     Raises:
         ShapeError: They do not fit.
@@ -65,7 +72,7 @@ def named_rows(model: Model, known: Known, count: int | None = None) -> dict[str
     if count is not None:
         data = known.data and known.data.head(count)
         known = replace(known, x={name: rows[:count] for name, rows in known.x.items()}, data=data)
-    return dict(zip((s.name for s in model.inputs), fed_rows(model, known.x, known.data), strict=True))
+    return dict(zip((s.name for s in model.inputs), fed_rows(model, known.x, known.data, axes), strict=True))
 
 
 def judged(

@@ -46,7 +46,7 @@ def path_times(
     taken: Mapping[str, Timing],
     bases: Mapping[str, Timing],
     why: Mapping[str, str],
-    paths: Mapping[str, tuple[int, RunPath]],
+    paths: Mapping[str, tuple[int, RunPath | None]],
 ) -> dict[str, PathTime]:
     """Times by name of path.
 
@@ -54,7 +54,7 @@ def path_times(
         taken: Timings.
         bases: Timing of the source's base path in the same rounds.
         why: Why others have none.
-        paths: Number of the target and the path of every name.
+        paths: Number of the target and the path of every name; None is the runtime that owns the file.
     """
     found = {}
     for name, (target, path) in paths.items():
@@ -65,10 +65,11 @@ def path_times(
         lower = [
             (other.level, key, other)
             for key, (at, other) in paths.items()
-            if key in taken and at == target and path.ladder is not None and other.ladder == path.ladder
+            if path is not None and other is not None and key in taken and at == target
+            if path.ladder is not None and other.ladder == path.ladder
         ]
         slower, lowest = None, ""
-        if lower and (first := min(lower, key=lambda o: o[0]))[0] < path.level:
+        if path is not None and lower and (first := min(lower, key=lambda o: o[0]))[0] < path.level:
             change = ratio(taken[name], taken[first[1]])
             if is_clear(change) and change.value > 1:
                 slower, lowest = change, first[2].label

@@ -25,6 +25,7 @@ from dlas.graph.signature import to_real
 from dlas.runtime.backend import backends
 from dlas.runtime.bench import SESSION, WorkerSampler, measure_survivors
 from dlas.verify.paths import RunPath
+from dlas.verify.running import Subject
 
 _MEMORY = 8 * 2**30  # bytes that running a network may take
 _BLOCK = 64  # rows per call, so that slow is told from hanging
@@ -77,8 +78,40 @@ class Lane:
         found = self.answers(inputs)
         return [to_real(found[spec.name], self.model, i) for i, spec in enumerate(self.model.outputs)]
 
+    @property
+    def threads(self) -> int:
+        """Processors it is held to when it is timed."""
+        return self.path.threads
+
     def close(self) -> None:
         """End the worker; the artifact stays, and the lane can be opened again."""
+        if self.sampler is not None:
+            self.sampler.close()
+            self.sampler = None
+
+
+@dataclass(eq=False)
+class NativeLane:
+    """A file on the runtime that owns it, to be timed; its answers are had without it."""
+
+    subject: Subject
+    timeout_s: float = 300.0
+    threads: int = 1
+    sampler: WorkerSampler | None = field(default=None, repr=False)
+
+    def open(self) -> WorkerSampler:
+        """Load the file in a worker, unless it is; raises WorkerFailure."""
+        if self.sampler is None:
+            self.sampler = WorkerSampler(None, self.timeout_s, _MEMORY, "dlas.runtime.native_session")
+            try:
+                self.sampler.call("open", str(self.subject.path), dict(self.subject.options), self.threads)
+            except WorkerFailure:
+                self.close()
+                raise
+        return self.sampler
+
+    def close(self) -> None:
+        """End the worker; the lane can be opened again."""
         if self.sampler is not None:
             self.sampler.close()
             self.sampler = None
@@ -145,7 +178,7 @@ def fixed_batch(model: Model) -> int:
 
 
 def time_lanes(
-    lanes: Mapping[str, Lane],
+    lanes: Mapping[str, Lane | NativeLane],
     base: str,
     feeds: Mapping[str, Mapping[str, np.ndarray]],
     protocol: Protocol,
@@ -154,7 +187,7 @@ def time_lanes(
 
     Args:
         lanes: By name, ``base`` among them.
-        base: The lane every group is timed with.
+        base: The lane every group is timed with, if there is one of that name.
         feeds: What each computes on: one row by input, by lane.
         protocol: How long and how often.
 
@@ -169,10 +202,10 @@ def time_lanes(
     why: dict[str, str] = {}
     for group in groups:
         ready = {}
-        for name in (base, *group):
+        for name in (base, *group) if base in lanes else group:
             try:
                 ready[name] = lanes[name].open()
-                ready[name].hold_to(lanes[name].path.threads)
+                ready[name].hold_to(lanes[name].threads)
                 ready[name].call("feed", {k: np.ascontiguousarray(v) for k, v in feeds[name].items()})
             except DlasError as error:
                 ready.pop(name, None)
