@@ -82,8 +82,11 @@ def average_pool2d(
     else:
         counted = _surrounded(inside, size, window, pads, 0)
     padded = _surrounded(values, size, window, pads, 0)
-    total = sum(seen for _, _, seen in taps(padded, window[0], window[1], window[2], size))
-    count = sum(seen for _, _, seen in taps(counted, window[0], window[1], window[2], size))
+    total, count = np.zeros((*x.shape[:2], *size)), np.zeros((1, 1, *size))
+    for _, _, seen in taps(padded, window[0], window[1], window[2], size):
+        total += seen
+    for _, _, seen in taps(counted, window[0], window[1], window[2], size):
+        count += seen
     return (total / count).astype(np.float32)
 
 

@@ -1,7 +1,18 @@
 """From 32-bit sums back to 8 bits, as TensorFlow Lite does it: a factor as a 31-bit fraction and a power of two.
 
-Two roundings of the same product exist. ``double`` (the default of TensorFlow Lite and of its micro runtime) rounds
-the 64-bit product to 32 bits and then rounds the shift; ``single`` rounds once. They differ by one step now and then.
+Four roundings of the same product are in use, and differ by one step now and then:
+
+``double``
+    rounds the 64-bit product to 32 bits and then rounds the shift, halves away from zero: the reference kernels of
+    TensorFlow Lite (convolutions, means, additions) and its micro runtime;
+``single``
+    rounds the shifted product once, halves up: runtimes built with ``TFLITE_SINGLE_ROUNDING``;
+``away``
+    rounds it once, halves away from zero: the fully connected layer of LiteRT 2.3's reference kernels (observed);
+``even``
+    multiplies in float32 and rounds halves to the even neighbour: XNNPACK, which runs int8 networks in LiteRT unless
+    told otherwise, and ONNX Runtime.
+
 Source: ``SaturatingRoundingDoublingHighMul`` and ``RoundingDivideByPOT`` of gemmlowp, ``QuantizeMultiplier`` of TFLite.
 """
 
@@ -14,7 +25,7 @@ import numpy as np
 
 from dlas.core.errors import OptionError, ShapeError
 
-ROUNDINGS = ("double", "single")
+ROUNDINGS = ("double", "single", "away", "even")
 _HIGHEST, _LOWEST = 2**31 - 1, -(2**31)
 
 
@@ -65,7 +76,7 @@ def rounding_shift(x: np.ndarray, exponent: np.ndarray | int) -> np.ndarray:
 
     Args:
         x: ``(...)`` int64.
-        exponent: 0 .. 31, one number or an array that broadcasts.
+        exponent: 0 .. 62, one number or an array that broadcasts.
 
     Returns:
         ``(...)`` int64.
@@ -87,13 +98,13 @@ def scale_sum(
         x: ``(...)`` int64 within int32.
         multiplier: From :func:`quantize_multiplier`; one, or an array that broadcasts to ``x``.
         shift: The same.
-        rounding: ``double`` or ``single``.
+        rounding: ``double``, ``single`` or ``away``.
 
     Returns:
         ``(...)`` int64 within int32.
 
     Raises:
-        OptionError: There is no such rounding.
+        OptionError: There is no such rounding of integers.
     """
     factor, by = np.asarray(multiplier, np.int64), np.asarray(shift, np.int64)
     if rounding == "double":
@@ -104,7 +115,9 @@ def scale_sum(
     if rounding == "single":
         total = 31 - by
         return (x * factor + (np.int64(1) << (total - 1))) >> total
-    raise OptionError("rounding", rounding, "one of " + ", ".join(ROUNDINGS))
+    if rounding == "away":
+        return rounding_shift(x * factor, 31 - by)
+    raise OptionError("rounding", rounding, "double, single or away")
 
 
 @dataclass(frozen=True)
@@ -114,14 +127,16 @@ class Requantization:
     Attributes:
         multiplier: ``(K,)`` or ``(1,)`` int32: factor per output channel.
         shift: The same: powers of two.
+        factor: The same in float32, for ``even``.
         zero_point: Of the output.
         low: Smallest value of the output, from its dtype and activation.
         high: Largest value of the output.
-        rounding: ``double`` or ``single``.
+        rounding: One of ``ROUNDINGS``.
     """
 
     multiplier: np.ndarray
     shift: np.ndarray
+    factor: np.ndarray
     zero_point: int
     low: int = -128
     high: int = 127
@@ -146,7 +161,7 @@ class Requantization:
             y_scale: Scale of the output.
             y_zero_point: Zero point of the output.
             activation: ``none``, ``relu``, ``relu6`` or ``relu-n1-to-1``.
-            rounding: ``double`` or ``single``.
+            rounding: One of ``ROUNDINGS``.
 
         Raises:
             OptionError: A scale is not positive, or there is no such activation.
@@ -161,7 +176,8 @@ class Requantization:
         pairs = [quantize_multiplier(x * s / y) for s in scales.tolist()]
         low, high = activation_range(activation, y, y_zero_point)
         factors, shifts = (np.array(column, np.int32) for column in zip(*pairs, strict=True))
-        return cls(factors, shifts, y_zero_point, low, high, rounding)
+        factor = np.float32(x_scale) * scales.astype(np.float32) / np.float32(y_scale)
+        return cls(factors, shifts, factor, y_zero_point, low, high, rounding)
 
     def apply(self, sums: np.ndarray) -> np.ndarray:
         """The output as int8.
@@ -177,7 +193,10 @@ class Requantization:
         """
         if len(self.multiplier) not in (1, sums.shape[-1]):
             raise ShapeError(f"{len(self.multiplier)} multipliers for {sums.shape[-1]} channels")
-        scaled = scale_sum(sums.astype(np.int64), self.multiplier, self.shift, self.rounding)
+        if self.rounding == "even":
+            scaled = np.rint(sums.astype(np.float32) * self.factor).astype(np.int64)
+        else:
+            scaled = scale_sum(sums.astype(np.int64), self.multiplier, self.shift, self.rounding)
         return np.clip(scaled + self.zero_point, self.low, self.high).astype(np.int8)
 
 
