@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -353,8 +354,19 @@ class Program:
                 given.append(self._native.constant(array))
         return given
 
+    def _viewer(self) -> Callable[[int], np.ndarray]:
+        # The native program owns its calls: were they to own it too, neither would ever be freed.
+        program = weakref.ref(self._native)
+
+        def view(value: int) -> np.ndarray:
+            alive = program()
+            assert alive is not None
+            return alive.view(value)
+
+        return view
+
     def _part_call(self, part: Part, inputs: Sequence[int], outputs: Sequence[int]) -> Callable[[], None]:
-        view = self._native.view
+        view = self._viewer()
 
         def call() -> None:
             for target, found in zip(outputs, part([view(i) for i in inputs]), strict=True):
@@ -365,7 +377,7 @@ class Program:
     def _layer_call(
         self, layer: PythonLayer, inputs: Sequence[int], outputs: Sequence[int]
     ) -> Callable[[], None]:
-        view = self._native.view
+        view = self._viewer()
         scratch = np.zeros(layer.workspace, np.uint8)
 
         def call() -> None:

@@ -120,6 +120,7 @@ int64_t address(nb::handle, const Array& array) { return reinterpret_cast<int64_
 }  // namespace
 
 NB_MODULE(_native, m) {
+  nb::set_leak_warnings(false);  // a program may own a function whose module owns the program until the end
   m.attr("ABI") = DLAS_ABI;
   m.def("isa_levels", &dlas::isa_levels, "Instruction sets that were built and that this processor has, best first");
   m.def("kernels", [] {
@@ -153,7 +154,7 @@ NB_MODULE(_native, m) {
       .value("input", dlas::Place::input)
       .value("output", dlas::Place::output);
 
-  nb::class_<PyProgram>(m, "Program")
+  nb::class_<PyProgram>(m, "Program", nb::is_weak_referenceable())
       .def(nb::init<std::shared_ptr<dlas_ctx>>(), "context"_a)
       .def("value",
            [](PyProgram& p, dlas::Place place, int index, int64_t offset, Spec spec) {
@@ -181,7 +182,8 @@ NB_MODULE(_native, m) {
              PyObject* raw = call.ptr();  // borrowed: `bound` keeps it
              p.program.call([raw] {
                nb::gil_scoped_acquire hold;
-               nb::handle(raw)();
+               const nb::handle function(raw);
+               function();
              });
            },
            "call"_a)
