@@ -1,0 +1,72 @@
+"""Grouped convolutions: groups of less than a block, and of any size."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+from conv_cases import ISAS, Case, check, context_of, needs_native, plain, random_cases
+
+from dlas.kernels.kernel import Node, kernels
+from dlas.kernels.layers.conv.gspc import vector_passes
+
+pytestmark = needs_native
+
+
+def small_groups(seed: int):
+    """Groups of 1, 2, 4 and 8 channels more often than others; never depthwise, never one group."""
+    rng = np.random.default_rng(seed)
+    for _ in itertools.count():
+        ins, outs = (int(v) for v in rng.choice([1, 2, 4, 8, 3, 5, 6, 9], 2))
+        if rng.integers(0, 2):
+            outs = ins
+        if ins * outs > 1:
+            yield int(rng.integers(2, 7)), ins, outs
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_gspc_equals_the_reference_on_random_shapes(isa: str):
+    for seed, case in enumerate(random_cases(200, 1, small_groups(2))):
+        if not kernels.get("gspc")().refuses(plain(case), context_of(isa)):
+            check("gspc", case, isa, seed)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("width", [1, 2, 3, 4, 5, 7, 14, 20, 28, 32, 33])
+def test_gspc_cuts_rows_of_any_width(isa: str, width: int):
+    check("gspc", Case(4, 3, 3, (2, width)), isa)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize(
+    ("groups", "ins", "outs"), [(3, 26, 26), (5, 10, 12), (2, 17, 33), (2, 40, 3), (9, 1, 6)]
+)
+def test_gspc_takes_groups_that_straddle_blocks(isa: str, groups: int, ins: int, outs: int):
+    check("gspc", Case(groups, ins, outs, (5, 9), residual=True, act=1), isa)
+
+
+def refusal(name: str, node: Node) -> str:
+    return kernels.get(name)().refuses(node, context_of(ISAS[0]))
+
+
+def test_gspc_says_who_does_what_it_does_not():
+    case = Case(4, 4, 4, (5, 5))
+    assert refusal("gspc", plain(case)) == ""
+    assert "one group" in refusal("gspc", plain(case, groups=1))
+    assert "depthwise" in refusal("gspc", plain(case, ins=1, outs=1))
+    assert "whole blocks of" in refusal("gspc", plain(case, ins=16, outs=32))
+
+
+@pytest.mark.parametrize(
+    ("outs", "ins", "groups", "expected"),
+    [
+        (64, 4, 16, 16),  # four blocks, each permuted four times
+        (64, 64, 1, 256),
+        (48, 8, 6, 24),
+        (72, 24, 3, 24 + 40 + 24 + 40 + 24),  # every second block straddles two groups
+        (5, 3, 5, 3),
+    ],
+)
+def test_passes_count_what_a_block_of_outputs_reads(outs: int, ins: int, groups: int, expected: int):
+    assert vector_passes(outs, ins, groups, 16) == expected
