@@ -31,8 +31,8 @@ class IssueOptions:
         others_per_cycle: Widening additions and stores per cycle.
         mmla_latency: Cycles until the result of a matrix instruction can be used; the pipeline fills once.
         vector_bits: Width of a vector register.
-        tile_rows: Tiles of A held in registers while a column of tiles is computed.
-        tile_columns: Tiles of B held likewise.
+        tile_rows: Row tiles that share a load of B, bounded by the registers; 0 for all, each vector loaded once.
+        tile_columns: Column tiles that share a load of A; 0 for all.
         spill: k after which 16-bit accumulators are added into 32 bits.
     """
 
@@ -41,16 +41,17 @@ class IssueOptions:
     others_per_cycle: int = option(2, "widening additions and stores per cycle", low=1, high=16)
     mmla_latency: int = option(4, "cycles of latency of a matrix instruction", low=1, high=64)
     vector_bits: int = option(128, "width of a vector", choices=(128, 256, 512))
-    tile_rows: int = option(2, "tiles of A held in registers", low=1, high=8)
-    tile_columns: int = option(4, "tiles of B held in registers", low=1, high=8)
+    tile_rows: int = option(0, "row tiles that share a load of B (0: all)", low=0, high=32)
+    tile_columns: int = option(0, "column tiles that share a load of A (0: all)", low=0, high=32)
     spill: int = option(256, "k between two additions into 32 bits", low=DEPTH)
 
     def __post_init__(self) -> None:
-        for name in ("mmla_per_cycle", "loads_per_cycle", "others_per_cycle", "mmla_latency", "tile_rows"):
+        for name in ("mmla_per_cycle", "loads_per_cycle", "others_per_cycle", "mmla_latency"):
             if getattr(self, name) < 1:
                 raise OptionError(name, getattr(self, name), "a number >= 1")
-        if self.tile_columns < 1:
-            raise OptionError("tile_columns", self.tile_columns, "a number >= 1")
+        for name in ("tile_rows", "tile_columns"):
+            if getattr(self, name) < 0:
+                raise OptionError(name, getattr(self, name), "a number >= 0")
         if self.vector_bits not in (128, 256, 512):
             raise OptionError("vector_bits", self.vector_bits, "128, 256 or 512")
         if self.spill < DEPTH or self.spill % DEPTH:
@@ -86,10 +87,9 @@ def instructions(
     depth = -(-k // DEPTH)
     tiles = row_tiles * column_tiles
     mmla = tiles * depth
-    loads = depth * (
-        row_tiles * -(-column_tiles // machine.tile_columns)
-        + column_tiles * -(-row_tiles // machine.tile_rows)
-    )
+    loads_of_a = row_tiles * -(-column_tiles // (machine.tile_columns or column_tiles))
+    loads_of_b = column_tiles * -(-row_tiles // (machine.tile_rows or row_tiles))
+    loads = depth * (loads_of_a + loads_of_b)
     # An asymmetric tile of 16 bits becomes two vectors of 32 bits.
     widens = 2 * tiles * -(-k // machine.spill) if instruction == "asymmetric" else 0
     stores = tiles * (2 if instruction == "asymmetric" else 1)
@@ -109,8 +109,9 @@ def instructions(
 def speedup(m: int, n: int, k: int, options: IssueOptions | None = None) -> Figure:
     """Cycles with the symmetric instruction over those with the asymmetric one.
 
-    2.0 in the limit of large K where N is a multiple of 4 (per 128 bits); less for small K, whose results have to be
-    widened all the same, and for N under 4.
+    Tends to 2.0 for large K where N is a multiple of 4 (per 128 bits). Less for small K, whose results have to be
+    widened all the same; for N under 4; and where M and N are both so small that loads of A, which do not become fewer,
+    set the time.
 
     Raises:
         OptionError: A size is under 1.

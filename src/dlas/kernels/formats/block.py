@@ -80,7 +80,7 @@ def quantize(name: str, x: np.ndarray) -> np.ndarray:
     blocks = _split(x, kind.elements, f"numbers of a {name} row")
     if not np.isfinite(blocks).all():
         raise OptionError("x", "NaN or infinity", "finite numbers")
-    with np.errstate(over="ignore"):
+    with np.errstate(over="ignore", invalid="ignore"):
         found = kind.quantize(blocks)
     if name != "Q8_K" and not np.isfinite(_half(found[:, : 4 if name == "Q4_K" else 2])).all():
         raise OptionError("x", float(np.abs(x).max()), f"numbers whose {name} scale is at most 65504")
