@@ -64,7 +64,7 @@ def test_gspc_says_who_does_what_it_does_not():
         (64, 4, 16, 16),  # four blocks, each permuted four times
         (64, 64, 1, 256),
         (48, 8, 6, 24),
-        (72, 24, 3, 24 + 40 + 24 + 40 + 24),  # every second block straddles two groups
+        (72, 24, 3, 24 + 40 + 24 + 24 + 24),  # the second block straddles two groups
         (5, 3, 5, 3),
     ],
 )

@@ -54,8 +54,9 @@ class Gspc(NativeKernel):
 
 
 def vector_passes(outs: int, ins: int, groups: int, block: int) -> int:
-    """Vectors of weights per tap: for each block of outputs and block of inputs that it reads, the most that one
-    output channel reads there.
+    """Vectors of weights per tap, which is also how often a pixel is permuted.
+
+    A block of outputs needs, from each block of inputs, as many as its most demanding output channel reads there.
 
     Args:
         outs: Output channels, all groups.
