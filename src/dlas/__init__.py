@@ -21,8 +21,8 @@ __version__ = "0.1.0"
 
 _PUBLIC = {
     "dlas.api": (
-        "bench", "compare", "compile", "compress", "convert", "load", "localize", "mutate", "repair", "report", "save",
-        "study",
+        "bench", "compare", "compile", "compress", "convert", "load", "localize", "mutate", "optimize", "repair", "report",
+        "save", "study",
     ),
     "dlas.core.errors": (
         "CheckFailedError", "DataError", "DlasError", "MissingDependencyError", "ModelError", "OptionError",
@@ -38,6 +38,7 @@ _PUBLIC = {
     "dlas.graph.model": ("Model",),
     "dlas.graph.preprocessing": ("Preprocessing",),
     "dlas.hardware.target": ("Target", "targets"),
+    "dlas.kernels.kernel": ("Kernel", "kernels"),
     "dlas.runtime.backend": ("Backend", "Executable", "backends"),
 }  # fmt: skip
 _HOME = {name: module for module, names in _PUBLIC.items() for name in names}
@@ -53,6 +54,7 @@ if TYPE_CHECKING:
     from dlas.api import load as load
     from dlas.api import localize as localize
     from dlas.api import mutate as mutate
+    from dlas.api import optimize as optimize
     from dlas.api import repair as repair
     from dlas.api import report as report
     from dlas.api import save as save

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from dlas.graph.model import Model
     from dlas.runtime.backend import Executable
     from dlas.runtime.bench import BenchRow
+    from dlas.runtime.engine.plan import Plan
     from dlas.verify.conversion import Conversion
     from dlas.verify.differential.compare import CompareReport
     from dlas.verify.localize.report import LocalizeReport
@@ -459,6 +460,54 @@ def bench(
         layers=layers,
         tell=tell,
     )
+
+
+def optimize(
+    model: str | Path | Model,
+    *,
+    policy: str = "portfolio",
+    impl: Sequence[str] = (),
+    without: Sequence[str] = (),
+    threads: int = 1,
+    isa: str = "native",
+    exact: bool = False,
+) -> tuple[Plan, list[tuple[str, str, str, str]]]:
+    """Choose a kernel for every layer.
+
+    Args:
+        model: The network.
+        policy: ``portfolio``, ``measure``, ``rules`` or ``fixed``.
+        impl: Rules such as ``Conv=gspc`` or ``node:NAME=onnxruntime``; the last one that covers a layer decides.
+        without: Engine passes to leave out.
+        threads: Threads.
+        isa: Instruction set.
+        exact: Leave out kernels that differ from the reference by more than rounding.
+
+    Returns:
+        The plan, and one row per layer: name, operator, kernel, layouts.
+
+    Raises:
+        UnsupportedError: An operator that nothing here computes.
+        UnknownNameError: No such kernel, operator, node or pass.
+    """
+    from dlas.core.options import Choice
+    from dlas.runtime.backend import backend_for, deployable
+    from dlas.runtime.engine.engine import prepared
+    from dlas.runtime.engine.executable import EngineExecutable
+    from dlas.runtime.engine.portfolio import Whole
+
+    known = load(model)
+    choice = Choice.of("engine", policy=policy, impl="+".join(impl), without="+".join(without), exact=exact)
+    with backend_for(choice).compile(known, f"host:isa={isa}", threads=threads) as executable:
+        assert isinstance(executable, EngineExecutable | Whole)
+        plan = executable.plan
+        assert plan is not None
+    network = prepared(deployable(known), without=without)
+    rows = [
+        (name, call.node.op, kernel or "(same memory)", f"{' '.join(dict.fromkeys(ins))} to {' '.join(outs)}")
+        for (name, kernel, ins, outs), call in zip(plan.impls, network.calls, strict=True)
+    ]
+    return plan, rows
 
 
 def study(

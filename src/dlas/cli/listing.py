@@ -46,6 +46,7 @@ def choices() -> list[dict[str, Any]]:
     from dlas.data.dataset import loaders
     from dlas.graph.format import formats
     from dlas.hardware.target import targets
+    from dlas.kernels.kernel import kernels
     from dlas.models.architecture import architectures
     from dlas.runtime.backend import backends
     from dlas.runtime.converter import converters
@@ -58,6 +59,7 @@ def choices() -> list[dict[str, Any]]:
         ("data", loaders),
         ("models", architectures),
         ("graph", formats),
+        ("kernels", kernels),
         ("compress", methods),
         ("runtime", backends),
         ("runtime", converters),

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from dlas.core.environment import cpu_model
-from dlas.core.errors import ModelError, OptionError
+from dlas.core.errors import ModelError
 from dlas.core.files import write_atomic
 from dlas.kernels.layout import Layout
 from dlas.runtime.engine.network import Network
@@ -71,9 +71,13 @@ class Plan:
             **more,
         )
 
+    def to_dict(self) -> dict[str, Any]:
+        """Plain dictionary, fit for JSON."""
+        return {"dlas_plan": VERSION, **asdict(self)}
+
     def write(self, path: Path) -> None:
         """Store as JSON."""
-        write_atomic(path, json.dumps({"dlas_plan": VERSION, **asdict(self)}, indent=1).encode())
+        write_atomic(path, json.dumps(self.to_dict(), indent=1).encode())
 
     @classmethod
     def read(cls, path: Path) -> Plan:
@@ -133,9 +137,3 @@ def fingerprint(network: Network) -> str:
             if operand.constant is not None:
                 digest.update(np.ascontiguousarray(operand.constant).tobytes())
     return digest.hexdigest()
-
-
-def check_policy(policy: str, known: Sequence[str]) -> None:
-    """Raise OptionError unless ``policy`` is known."""
-    if policy not in known:
-        raise OptionError("policy", policy, " or ".join(known))

@@ -100,7 +100,8 @@ def candidates(
     Args:
         network: The network.
         context: Machine.
-        rules: The last rule that covers a call decides it.
+        rules: The last rule that covers a call and whose kernel can compute it decides; a rule that no call can
+            follow is an error.
         exact: Leave out kernels whose results differ by more than rounding.
         cost: Seconds of a kernel on a call; the kernels' own estimates unless given.
 
@@ -115,17 +116,28 @@ def candidates(
     by_op: dict[str, list[Kernel]] = {}
     found: list[list[Choice]] = []
     stuck: dict[str, int] = {}
+    declined: dict[Rule, str] = {}
+    followed: set[Rule] = set()
     for call in network.calls:
         if call.is_alias:
             found.append([Choice("", Form.all(call.node, Layout.PLAIN), None, _ALIAS_S)])
             continue
         op = call.node.op
         members = by_op.setdefault(op, kernels_for(op) if context.isa != "numpy" else [])
-        wanted = next((rule.name for rule in reversed(rules) if rule.covers(call)), "")
-        choices = _choices(call, members, wanted, context, exact, cost)
+        choices = _choices(call, members, context, exact, cost)
+        for rule in (rule for rule in reversed(rules) if rule.covers(call)):
+            held, reason = _held(call, rule, members, context, cost)
+            if held:
+                followed.add(rule)
+                choices = held
+                break
+            declined.setdefault(rule, f"{rule.name} cannot compute {op} {call.name!r}: {reason}")
         if not choices:
             stuck[op] = stuck.get(op, 0) + 1
         found.append(choices)
+    for rule, reason in declined.items():
+        if rule not in followed:
+            raise UnsupportedError(reason, "`dlas list kernels` shows what there is")
     if stuck:
         listed = ", ".join(f"{op} ({count})" for op, count in sorted(stuck.items()))
         raise UnsupportedError(
@@ -135,36 +147,46 @@ def candidates(
 
 
 def _choices(
-    call: Call, members: Sequence[Kernel], wanted: str, context: Context, exact: bool, cost: Cost | None
+    call: Call, members: Sequence[Kernel], context: Context, exact: bool, cost: Cost | None
 ) -> list[Choice]:
+    """Every kernel that takes the call; another engine only where there is none."""
     choices: list[Choice] = []
-    reasons: dict[str, str] = {}
     for kernel in members:
-        if wanted and kernel.name != wanted:
-            continue
-        if exact and not kernel.exact and not wanted:
-            continue
-        reason = kernel.refuses(call.node, context)
-        if reason:
-            reasons[kernel.name] = reason
-            continue
-        for form in kernel.forms(call.node, context):
-            seconds = kernel.cost(call.node, form, context) if cost is None else cost(call, kernel, form)
-            if math.isfinite(seconds):
-                choices.append(Choice(kernel.name, form, kernel, seconds))
-    if wanted and not choices:
-        if wanted not in DELEGATES:
-            reason = reasons.get(wanted, f"it does not compute {call.node.op}")
-            raise UnsupportedError(f"{wanted} cannot compute {call.node.op} {call.name!r}: {reason}")
-        reason = delegate_refuses(wanted, call)
-        if reason:
-            raise UnsupportedError(f"{wanted} cannot compute {call.node.op} {call.name!r}: {reason}")
-        return [Choice(wanted, Form.all(call.node, Layout.PLAIN), None, _delegate_seconds(call.node))]
-    if not choices and not wanted:
-        for name in (FALLBACK, "reference"):
-            if not delegate_refuses(name, call):
-                return [Choice(name, Form.all(call.node, Layout.PLAIN), None, _delegate_seconds(call.node))]
-    return choices
+        if (kernel.exact or not exact) and not kernel.refuses(call.node, context):
+            choices += _forms(call, kernel, context, cost)
+    if choices:
+        return choices
+    for name in (FALLBACK, "reference"):
+        if not delegate_refuses(name, call):
+            return [_delegated(name, call)]
+    return []
+
+
+def _held(
+    call: Call, rule: Rule, members: Sequence[Kernel], context: Context, cost: Cost | None
+) -> tuple[list[Choice], str]:
+    """What a rule leaves of the choices for a call, or why it leaves nothing."""
+    if rule.name in DELEGATES:
+        reason = delegate_refuses(rule.name, call)
+        return ([] if reason else [_delegated(rule.name, call)]), reason
+    kernel = next((k for k in members if k.name == rule.name), None)
+    if kernel is None:
+        return [], f"it does not compute {call.node.op}"
+    reason = kernel.refuses(call.node, context)
+    return ([] if reason else _forms(call, kernel, context, cost)), reason
+
+
+def _forms(call: Call, kernel: Kernel, context: Context, cost: Cost | None) -> list[Choice]:
+    found = []
+    for form in kernel.forms(call.node, context):
+        seconds = kernel.cost(call.node, form, context) if cost is None else cost(call, kernel, form)
+        if math.isfinite(seconds):
+            found.append(Choice(kernel.name, form, kernel, seconds))
+    return found
+
+
+def _delegated(name: str, call: Call) -> Choice:
+    return Choice(name, Form.all(call.node, Layout.PLAIN), None, _delegate_seconds(call.node))
 
 
 def _delegate_seconds(node: Node) -> float:
