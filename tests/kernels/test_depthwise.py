@@ -6,7 +6,7 @@ import itertools
 
 import numpy as np
 import pytest
-from conv_cases import ISAS, Case, check, context_of, needs_native, plain, random_cases
+from grouped_cases import ISAS, Case, check, context_of, needs_native, plain, random_cases
 
 from dlas.kernels.kernel import kernels
 
