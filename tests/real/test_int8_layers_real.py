@@ -1,14 +1,15 @@
-"""Every layer of the real int8 networks by the NumPy references, to the bit as LiteRT's reference kernels."""
+"""The real int8 networks by the NumPy references: to the bit as LiteRT, layer by layer and from end to end."""
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "kernels"))
-from tflite_layers import compare_file
+from tflite_layers import compare, random_input, run_default, run_ours
 
 pytest.importorskip("ai_edge_litert", reason="the oracle is LiteRT")
 
@@ -24,7 +25,16 @@ NETWORKS = {
 
 
 @pytest.mark.parametrize("name", sorted(NETWORKS))
-def test_every_layer_equals_litert(data_folder, name):
-    layers = compare_file(data_folder / "models" / name)
+def test_every_layer_equals_the_reference_kernels(data_folder, name):
+    content = (data_folder / "models" / name).read_bytes()
+    layers = compare(content, random_input(content))
     assert len(layers) == NETWORKS[name]
     assert [layer for layer in layers if layer[1]] == []
+
+
+@pytest.mark.parametrize("name", sorted(NETWORKS))
+def test_whole_networks_equal_litert_as_it_comes(data_folder, name):
+    content = (data_folder / "models" / name).read_bytes()
+    for seed in range(2):
+        x = random_input(content, seed)
+        np.testing.assert_array_equal(run_ours(content, x, "xnnpack"), run_default(content, x))

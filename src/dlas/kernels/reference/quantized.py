@@ -13,7 +13,7 @@ import numpy as np
 from dlas.core.errors import ShapeError
 from dlas.kernels.arrays import EXACT, integer, length, numbers, taps
 from dlas.kernels.reference.conv import correlate
-from dlas.kernels.reference.requantize import Requantization, quantize_multiplier, scale_sum
+from dlas.kernels.reference.requantize import Requantization, quantize_multiplier, scale_by, scale_sum
 
 
 def conv2d(
@@ -221,7 +221,7 @@ def mean(
         y_scale: Scale of the output.
         y_zero_point: Zero point of the output.
         keep_dims: Whether the axes stay, with size 1.
-        rounding: ``double`` or ``single``.
+        rounding: One of ``requantize.ROUNDINGS``.
 
     Returns:
         int8, without ``axes`` or with them at size 1.
@@ -232,10 +232,14 @@ def mean(
     values = integer(x, "x", [np.int8])
     over = tuple(axes)
     count = int(np.prod([x.shape[a] for a in over]))
-    multiplier, shift = quantize_multiplier(float(np.float32(x_scale)) / float(np.float32(y_scale)))
-    by = min(count.bit_length() - 1, 32, 31 + shift)
     sums = values.sum(axis=over, keepdims=keep_dims) - x_zero_point * count
-    found = scale_sum(sums, (multiplier << by) // count, shift - by, rounding)
+    if rounding == "xnnpack":
+        factor = np.float32(x_scale) / (np.float32(y_scale) * np.float32(count))
+        found = scale_by(sums, float(factor), rounding)
+    else:
+        multiplier, shift = quantize_multiplier(float(np.float32(x_scale)) / float(np.float32(y_scale)))
+        by = min(count.bit_length() - 1, 32, 31 + shift)
+        found = scale_sum(sums, (multiplier << by) // count, shift - by, rounding)
     return np.clip(found + y_zero_point, -128, 127).astype(np.int8)
 
 

@@ -13,6 +13,7 @@ from dlas.kernels.reference.requantize import (
     high_product,
     quantize_multiplier,
     rounding_shift,
+    scale_by,
     scale_sum,
 )
 
@@ -44,7 +45,7 @@ def add(
         y_scale: Scale of the output.
         y_zero_point: Zero point of the output.
         activation: ``none``, ``relu``, ``relu6`` or ``relu-n1-to-1``.
-        rounding: ``double`` or ``single``.
+        rounding: ``double``, ``single``, ``away`` or ``xnnpack``.
 
     Returns:
         Broadcast shape, int8.
@@ -55,15 +56,34 @@ def add(
     """
     first, second = _both(a, b)
     scales = _scales(a_scale=a_scale, b_scale=b_scale, y_scale=y_scale)
-    largest = 2 * max(scales[:2])
-    parts = []
-    for values, zero_point, scale in ((first, a_zero_point, scales[0]), (second, b_zero_point, scales[1])):
-        shifted = (values - zero_point) << _ADD_SHIFT
-        parts.append(scale_sum(shifted, *quantize_multiplier(scale / largest), rounding))
-    total = (parts[0] + parts[1]).astype(np.int32).astype(np.int64)
-    factor = quantize_multiplier(largest / (2**_ADD_SHIFT * scales[2]))
     low, high = activation_range(activation, scales[2], y_zero_point)
-    return np.clip(scale_sum(total, *factor, rounding) + y_zero_point, low, high).astype(np.int8)
+    first, second = first - a_zero_point, second - b_zero_point
+    once = rounding == "xnnpack"
+    found = _add_once(first, second, *scales) if once else _add_twice(first, second, *scales, rounding)
+    return np.clip(found + y_zero_point, low, high).astype(np.int8)
+
+
+def _add_twice(
+    a: np.ndarray, b: np.ndarray, a_scale: float, b_scale: float, y_scale: float, rounding: str
+) -> np.ndarray:
+    """Each input scaled to a common grid with 20 bits of head room, then their sum to that of the output."""
+    largest = 2 * max(a_scale, b_scale)
+    first = scale_sum(a << _ADD_SHIFT, *quantize_multiplier(a_scale / largest), rounding)
+    second = scale_sum(b << _ADD_SHIFT, *quantize_multiplier(b_scale / largest), rounding)
+    total = (first + second).astype(np.int32).astype(np.int64)
+    return scale_sum(total, *quantize_multiplier(largest / (2**_ADD_SHIFT * y_scale)), rounding)
+
+
+def _add_once(a: np.ndarray, b: np.ndarray, a_scale: float, b_scale: float, y_scale: float) -> np.ndarray:
+    """Both inputs times factors of 21 bits, one shift, halves up."""
+    ratios = [float(np.float32(s) / np.float32(y_scale)) for s in (a_scale, b_scale)]
+    if not 2**-10 <= max(ratios) < 2**8:
+        raise OptionError(
+            "scales", ratios, "a largest ratio of input to output within 2**-10 .. 2**8 (XNNPACK)"
+        )
+    shift = _ADD_SHIFT + 1 - math.frexp(max(ratios))[1]
+    first, second = (round(r * 2.0**shift) for r in ratios)
+    return (a * first + b * second + (1 << (shift - 1))) >> shift
 
 
 def mul(
@@ -83,19 +103,20 @@ def mul(
     first, second = _both(a, b)
     scales = _scales(a_scale=a_scale, b_scale=b_scale, y_scale=y_scale)
     product = (first - a_zero_point) * (second - b_zero_point)
-    factor = float(np.float32(scales[0]) * np.float32(scales[1]) / np.float32(scales[2]))
+    factor = np.float32(scales[0]) * np.float32(scales[1]) / np.float32(scales[2])
     low, high = activation_range(activation, scales[2], y_zero_point)
-    found = scale_sum(product, *quantize_multiplier(factor), rounding) + y_zero_point
+    found = scale_by(product, float(factor), rounding) + y_zero_point
     return np.clip(found, low, high).astype(np.int8)
 
 
-def quantize(x: np.ndarray, scale: float, zero_point: int) -> np.ndarray:
-    """Nearest int8, halves away from zero.
+def quantize(x: np.ndarray, scale: float, zero_point: int, *, rounding: str = "double") -> np.ndarray:
+    """Nearest int8; halves away from zero, with ``xnnpack`` to the even neighbour.
 
     Args:
         x: ``(...)`` float32.
         scale: Of the result.
         zero_point: Of the result.
+        rounding: One of ``requantize.ROUNDINGS``; XNNPACK multiplies by the reciprocal of the scale.
 
     Returns:
         ``(...)`` int8.
@@ -108,8 +129,12 @@ def quantize(x: np.ndarray, scale: float, zero_point: int) -> np.ndarray:
     (step,) = _scales(scale=scale)
     if np.isnan(x).any():
         raise OptionError("x", "NaN", "numbers, which alone have a nearest int8")
-    steps = np.clip(x.astype(np.float32) / np.float32(step), -1e6, 1e6).astype(np.float64)
-    nearest = np.copysign(np.floor(np.abs(steps) + 0.5), steps)
+    values = x.astype(np.float32)
+    if rounding == "xnnpack":
+        nearest = np.rint(np.clip(values * (np.float32(1) / np.float32(step)), -1e6, 1e6))
+    else:
+        steps = np.clip(values / np.float32(step), -1e6, 1e6).astype(np.float64)
+        nearest = np.copysign(np.floor(np.abs(steps) + 0.5), steps)
     return np.clip(nearest + zero_point, -128, 127).astype(np.int8)
 
 
@@ -164,13 +189,16 @@ def requantize(
     return np.clip(found + y_zero_point, -128, 127).astype(np.int8)
 
 
-def softmax(x: np.ndarray, *, x_scale: float, beta: float = 1.0) -> np.ndarray:
+def softmax(x: np.ndarray, *, x_scale: float, beta: float = 1.0, rounding: str = "double") -> np.ndarray:
     """Softmax along the last axis in fixed-point arithmetic; the output has scale 1/256 and zero point -128.
+
+    With ``xnnpack`` it is a table of 256 exponentials in float32, as LiteRT computes it unless told otherwise.
 
     Args:
         x: ``(..., C)`` int8.
         x_scale: Scale of ``x``.
         beta: Factor of the exponent.
+        rounding: One of ``requantize.ROUNDINGS``.
 
     Returns:
         ``(..., C)`` int8.
@@ -183,6 +211,8 @@ def softmax(x: np.ndarray, *, x_scale: float, beta: float = 1.0) -> np.ndarray:
     if not x.ndim or not x.shape[-1]:
         raise ShapeError(f"x has the shape {list(x.shape)}, expected a last axis to sum over")
     (scale,) = _scales(x_scale=x_scale)
+    if rounding == "xnnpack":
+        return _softmax_by_table(values, scale, beta)
     # Differences as Q5.26: 5 bits before the point.
     factor = min(float(np.float32(beta)) * scale * 2**26, 2.0**31 - 1)
     multiplier, left = quantize_multiplier(factor)
@@ -195,6 +225,17 @@ def softmax(x: np.ndarray, *, x_scale: float, beta: float = 1.0) -> np.ndarray:
     reciprocal, bits = _reciprocal(total, 12)
     found = rounding_shift(high_product(exponentials, reciprocal), bits + 31 - 8) - 128
     return np.where(counted, np.clip(found, -128, 127), -128).astype(np.int8)
+
+
+def _softmax_by_table(values: np.ndarray, scale: float, beta: float) -> np.ndarray:
+    steps = np.arange(256, dtype=np.float32)
+    table = np.exp(np.float32(-scale) * np.float32(beta) * steps)
+    exponentials = table[values.max(axis=-1, keepdims=True) - values]
+    total = np.zeros(values.shape[:-1], np.float32)
+    for column in range(values.shape[-1]):  # NumPy's own sum adds in another order
+        total += exponentials[..., column]
+    share = exponentials * (np.float32(1) / (total * np.float32(1 / 256)))[..., None]
+    return np.clip(np.floor(share + np.float32(0.5)) - 128, -128, 127).astype(np.int8)
 
 
 # exp(-2**k) as Q0.31, for k = -2 .. 4

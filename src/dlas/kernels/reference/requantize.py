@@ -9,9 +9,9 @@ Four roundings of the same product are in use, and differ by one step now and th
     rounds the shifted product once, halves up: runtimes built with ``TFLITE_SINGLE_ROUNDING``;
 ``away``
     rounds it once, halves away from zero: the fully connected layer of LiteRT 2.3's reference kernels (observed);
-``even``
-    multiplies in float32 and rounds halves to the even neighbour: XNNPACK, which runs int8 networks in LiteRT unless
-    told otherwise, and ONNX Runtime.
+``xnnpack``
+    multiplies in float32 and rounds halves to the even neighbour (additions: 21-bit factors, halves up): XNNPACK, which
+    runs int8 networks in LiteRT unless told otherwise. Whole networks equal LiteRT 2.3's answers to the bit.
 
 Source: ``SaturatingRoundingDoublingHighMul`` and ``RoundingDivideByPOT`` of gemmlowp, ``QuantizeMultiplier`` of TFLite.
 """
@@ -25,7 +25,7 @@ import numpy as np
 
 from dlas.core.errors import OptionError, ShapeError
 
-ROUNDINGS = ("double", "single", "away", "even")
+ROUNDINGS = ("double", "single", "away", "xnnpack")
 _HIGHEST, _LOWEST = 2**31 - 1, -(2**31)
 
 
@@ -120,6 +120,25 @@ def scale_sum(
     raise OptionError("rounding", rounding, "double, single or away")
 
 
+def scale_by(x: np.ndarray, real: float, rounding: str = "double") -> np.ndarray:
+    """``x * real`` in the arithmetic of one of ``ROUNDINGS``.
+
+    Args:
+        x: ``(...)`` int64 within int32.
+        real: The factor, finite and not negative.
+        rounding: Which.
+
+    Returns:
+        ``(...)`` int64.
+
+    Raises:
+        OptionError: The factor is out of range, or there is no such rounding.
+    """
+    if rounding == "xnnpack":
+        return np.rint(x.astype(np.float32) * np.float32(real)).astype(np.int64)
+    return scale_sum(x, *quantize_multiplier(real), rounding)
+
+
 @dataclass(frozen=True)
 class Requantization:
     """How the sums of a layer become its output.
@@ -127,7 +146,7 @@ class Requantization:
     Attributes:
         multiplier: ``(K,)`` or ``(1,)`` int32: factor per output channel.
         shift: The same: powers of two.
-        factor: The same in float32, for ``even``.
+        factor: The same in float32, for ``xnnpack``.
         zero_point: Of the output.
         low: Smallest value of the output, from its dtype and activation.
         high: Largest value of the output.
@@ -193,7 +212,7 @@ class Requantization:
         """
         if len(self.multiplier) not in (1, sums.shape[-1]):
             raise ShapeError(f"{len(self.multiplier)} multipliers for {sums.shape[-1]} channels")
-        if self.rounding == "even":
+        if self.rounding == "xnnpack":
             scaled = np.rint(sums.astype(np.float32) * self.factor).astype(np.int64)
         else:
             scaled = scale_sum(sums.astype(np.int64), self.multiplier, self.shift, self.rounding)
