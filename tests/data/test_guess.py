@@ -57,6 +57,32 @@ def test_geometry_is_read_off_the_shape(shape, layout, size, resize, colour):
     )
 
 
+@pytest.mark.parametrize(
+    ("glances", "judged"),
+    [
+        ({"0..1": 0.9, "0..255": 0.1}, set()),  # one is clearly ahead
+        ({"0..1": 0.9, "0..255": 0.8, "-1..1": 0.1}, {"0..1", "0..255"}),
+        ({"0..1": 0.0, "0..255": 0.0, "-1..1": 0.0}, {"0..1", "0..255", "-1..1"}),
+    ],
+)
+def test_only_what_a_glance_does_not_rule_out_is_judged(glances, judged):
+    names = {1 / 255: "0..1", 1.0: "0..255", 1 / 127.5: "-1..1"}
+    asked = set()
+
+    def glance(candidate):
+        return glances.get(names[candidate.scale], 0.0)
+
+    def judge(candidate):
+        asked.add(names[candidate.scale])
+        return {"0..255": 0.85}.get(names[candidate.scale], 0.8)
+
+    grey = Dataset("a", PIXELS[..., :1], np.arange(20) % 10)
+    found, note = guess_preprocessing((1, 1, 32, 32), "float32", grey, judge, glance)
+    assert asked == judged
+    assert names[found.scale] == ("0..255" if judged else "0..1")
+    assert ("85.0%" if judged else "90.0%") in note
+
+
 def test_unlabelled_data_are_an_assumption():
     found, note = guess_preprocessing((1, 3, 32, 32), "float32", Dataset("a", PIXELS), lambda _: 1 / 0)
     assert found.scale == 1 / 255

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
 from dlas.core.errors import DataError
+from dlas.core.statistics import wilson
 from dlas.data.dataset import Dataset
 from dlas.data.metrics import top1
 from dlas.data.preprocess import image_size, prepare
@@ -19,13 +20,16 @@ from dlas.graph.reference import predict
 Judge = Callable[[Preprocessing], float]
 
 JUDGED_ROWS = 200
+GLANCED_ROWS = (
+    50  # tell most candidates apart: preprocessing of another kind costs far more than chance would
+)
 _CROP_SHARE = 0.875  # of the resized image that the usual ImageNet centre crop keeps
 _CHANCE_FACTOR = 2.0
 _FEWEST_ROWS = 20  # fewer say nothing about accuracy
 
 
 def guess_preprocessing(
-    shape: Sequence[int | str], dtype: str, dataset: Dataset, judge: Judge
+    shape: Sequence[int | str], dtype: str, dataset: Dataset, judge: Judge, glance: Judge | None = None
 ) -> tuple[Preprocessing, str]:
     """The most plausible preprocessing and a sentence saying how it was found.
 
@@ -34,6 +38,7 @@ def guess_preprocessing(
         dtype: dtype of the network's input.
         dataset: What the network will see.
         judge: Accuracy under a candidate, on a few balanced rows; asked only when the rows are labelled.
+        glance: The same on ``GLANCED_ROWS`` of them: only candidates that it does not rule out are judged.
 
     Raises:
         DataError: The samples cannot be brought into this shape.
@@ -48,7 +53,7 @@ def guess_preprocessing(
     candidates = _candidates(base)
     if dataset.labels is None:
         return candidates["0..1"], f"assumed {base.colour} pixels scaled to 0..1 (no labels to judge by)"
-    scores = {name: judge(candidate) for name, candidate in candidates.items()}
+    scores = _judged(candidates, judge, glance)
     best, second = sorted(scores, key=lambda name: -scores[name])[:2]
     note = (
         f"preprocessing chosen by accuracy: {best} ({scores[best]:.1%}), next {second} ({scores[second]:.1%}); "
@@ -58,6 +63,21 @@ def guess_preprocessing(
     if scores[best] < _CHANCE_FACTOR / classes:
         note += "; none does much better than chance, so state the preprocessing yourself"
     return candidates[best], note
+
+
+def _judged(candidates: Mapping[str, Preprocessing], judge: Judge, glance: Judge | None) -> dict[str, float]:
+    """Accuracy by name; at a glance where that leaves no more than one whose interval reaches the best one's."""
+    if glance is None:
+        return {name: judge(candidate) for name, candidate in candidates.items()}
+    seen = {name: glance(candidate) for name, candidate in candidates.items()}
+    ends = {name: wilson(round(share * GLANCED_ROWS), GLANCED_ROWS) for name, share in seen.items()}
+    least = max(low for low, _ in ends.values())
+    left = [name for name, (_, high) in ends.items() if high >= least]
+    if len(left) < 2:
+        return seen
+    known = {name: judge(candidates[name]) for name in left}
+    # Those that were ruled out stay behind, however well they did on their few rows.
+    return {name: known.get(name, min(share, *known.values())) for name, share in seen.items()}
 
 
 def _candidates(base: Preprocessing) -> dict[str, Preprocessing]:
@@ -132,11 +152,16 @@ def background_class(scores: np.ndarray, labels: np.ndarray) -> str:
 def with_guessed_preprocessing(model: Model, dataset: Dataset) -> tuple[Model, str]:
     """``model`` with the most plausible preprocessing, judged by its own accuracy on up to 200 rows, and a sentence."""
     few = sample(dataset, JUDGED_ROWS) if len(dataset) > JUDGED_ROWS else dataset
+    fewer = sample(few, GLANCED_ROWS) if len(few) > 2 * GLANCED_ROWS and few.labels is not None else None
 
-    def judge(candidate: Preprocessing) -> float:
-        scores = predict(model, prepare(few, candidate))
-        return top1(scores.reshape(len(few), -1), few.labels).value if few.labels is not None else 0.0
+    def judge_on(rows: Dataset) -> Judge:
+        def judge(candidate: Preprocessing) -> float:
+            scores = predict(model, prepare(rows, candidate))
+            return top1(scores.reshape(len(rows), -1), rows.labels).value if rows.labels is not None else 0.0
+
+        return judge
 
     spec = model.inputs[0]
-    found, note = guess_preprocessing(spec.shape, spec.dtype, few, judge)
+    glance = judge_on(fewer) if fewer is not None else None
+    found, note = guess_preprocessing(spec.shape, spec.dtype, few, judge_on(few), glance)
     return dataclasses.replace(model, preprocessing=found), note
