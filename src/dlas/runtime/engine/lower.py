@@ -83,10 +83,14 @@ def _operand(value: ir.Value) -> Operand:
     shape = None if value.shape is None else [d if isinstance(d, int) else None for d in value.shape]
     if shape is None or None in shape or value.dtype is None:
         raise UnsupportedError(
-            f"the shape of {value.name!r} is not known before the network runs",
+            f"the shape of {value.name!r}, {_shape_text(value)}, is not known before the network runs",
             "bind every dimension first, for example with `--shape NAME=1,3,32,32`",
         )
     return Operand(tuple(int(d) for d in shape if d is not None), value.dtype.numpy().name)
+
+
+def _shape_text(value: ir.Value) -> str:
+    return "of unknown rank" if value.shape is None else "[" + ", ".join(str(d) for d in value.shape) + "]"
 
 
 def _attributes(

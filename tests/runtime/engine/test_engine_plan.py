@@ -1,0 +1,91 @@
+"""Plans: stored, followed, and refused for another network; and the portfolio that makes them."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from networks import relative_error, residual, right_answers
+
+from dlas import api
+from dlas.core.errors import ModelError
+from dlas.core.options import Choice
+from dlas.kernels.extension import missing_native
+from dlas.runtime.backend import backend_for
+from dlas.runtime.engine.plan import Plan
+from dlas.runtime.engine.timings import Timings
+
+pytestmark = pytest.mark.skipif(bool(missing_native()), reason="the native kernels were not built")
+
+
+@pytest.fixture
+def plan_file(tmp_path, monkeypatch):
+    monkeypatch.setenv("DLAS_CACHE", str(tmp_path / "cache"))
+    plan, _ = api.optimize(residual(), policy="rules", impl=["node:second=direct"])
+    plan.write(tmp_path / "plan.json")
+    return tmp_path / "plan.json"
+
+
+def test_a_plan_is_followed(plan_file):
+    with backend_for(Choice.of("engine", plan=str(plan_file))).compile(residual()) as executable:
+        assert {s.name: s.impl for s in executable.steps}["second"] == "direct"
+        inputs = executable.signature.random_inputs()
+        assert relative_error(executable.run(inputs)["y"], right_answers(residual(), inputs)["y"]) < 2e-5
+
+
+def test_the_plan_of_another_network_is_refused(plan_file):
+    with pytest.raises(ModelError, match="not of this network"):
+        backend_for(Choice.of("engine", plan=str(plan_file))).compile(residual(seed=1))
+
+
+def test_a_plan_of_another_machine_is_followed_and_told(plan_file):
+    stored = json.loads(plan_file.read_text())
+    stored["machine"]["cpu"] = "Another Processor"
+    plan_file.write_text(json.dumps(stored))
+    with backend_for(Choice.of("engine", plan=str(plan_file))).compile(residual()) as executable:
+        assert any("Another Processor" in note for note in executable.notes)
+
+
+@pytest.mark.parametrize(
+    "content", ["", "{}", "[1]", '{"dlas_plan": 99}', '{"dlas_plan": 1, "impls": 3}', "\x00\x01"]
+)
+def test_a_damaged_plan_is_refused(tmp_path, content):
+    (tmp_path / "plan.json").write_text(content)
+    with pytest.raises(ModelError, match="no plan"):
+        Plan.read(tmp_path / "plan.json")
+
+
+def test_a_missing_plan_is_refused(tmp_path):
+    with pytest.raises(ModelError, match="no plan"):
+        Plan.read(tmp_path / "nowhere.json")
+
+
+def test_the_portfolio_judges_whole_networks_and_remembers(tmp_path, monkeypatch):
+    monkeypatch.setenv("DLAS_CACHE", str(tmp_path))
+    plan, rows = api.optimize(residual())
+    assert {"rules", "onnxruntime"} <= set(plan.milliseconds)
+    assert all(ms > 0 for ms in plan.milliseconds.values())
+    assert len(rows) == len(plan.impls)
+    again, _ = api.optimize(residual())
+    assert again.milliseconds == plan.milliseconds
+    assert (again.backend, again.impls) == (plan.backend, plan.impls)
+
+
+def test_timings_survive_and_a_damaged_table_is_made_anew(tmp_path):
+    timings = Timings(tmp_path / "t.sqlite")
+    timings.put(1.5, "kernel", ["a", 1])
+    assert Timings(tmp_path / "t.sqlite").get("kernel", ["a", 1]) == 1.5
+    assert timings.get("kernel", ["a", 2]) is None
+    (tmp_path / "t.sqlite").write_bytes(b"no database at all" * 100)
+    assert timings.get("kernel", ["a", 1]) is None
+    timings.put(2.0, "x")
+    assert timings.get("x") == 2.0
+
+
+def test_measured_costs_choose_a_kernel_that_is_right(tmp_path, monkeypatch):
+    monkeypatch.setenv("DLAS_CACHE", str(tmp_path))
+    with backend_for("engine:policy=measure").compile(residual()) as executable:
+        inputs = executable.signature.random_inputs()
+        assert relative_error(executable.run(inputs)["y"], right_answers(residual(), inputs)["y"]) < 1e-4
+    assert np.all([Timings().path.is_file()])
