@@ -10,6 +10,8 @@ from grouped_cases import ISAS, Case, check, context_of, needs_native, plain, ra
 
 from dlas.kernels.kernel import Node, kernels
 from dlas.kernels.layers.conv.gspc import vector_passes
+from dlas.kernels.layout import storage, to_layout
+from dlas.kernels.single import Bench
 
 pytestmark = needs_native
 
@@ -70,3 +72,44 @@ def test_gspc_says_who_does_what_it_does_not():
 )
 def test_passes_count_what_a_block_of_outputs_reads(outs: int, ins: int, groups: int, expected: int):
     assert vector_passes(outs, ins, groups, 16) == expected
+
+
+def any_groups(seed: int):
+    """Groups of any size, one group and depthwise included."""
+    rng = np.random.default_rng(seed)
+    for _ in itertools.count():
+        yield int(rng.choice([1, 1, 2, 3, 4])), int(rng.integers(1, 7)), int(rng.integers(1, 18))
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_pixel_form_equals_the_reference_on_random_shapes(isa: str):
+    for seed, case in enumerate(random_cases(200, 5, any_groups(6))):
+        check("gspc-pixel", case, isa, seed)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("width", [1, 2, 7, 14, 15, 16, 17, 28, 31, 33])
+@pytest.mark.parametrize("residual", [False, True])
+def test_pixel_form_takes_rows_of_any_width(isa: str, width: int, residual: bool):
+    check("gspc-pixel", Case(2, 3, 5, (6, width), residual=residual, act=1), isa)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_pixel_form_cuts_large_inputs_into_bands(isa: str):
+    check("gspc-pixel", Case(1, 40, 2, (60, 50), batch=2), isa)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("name", ["gspc", "gspc-pixel", "depthwise"])
+def test_a_residual_may_be_overwritten_in_place(name: str, isa: str):
+    ins = 1 if name == "depthwise" else 3
+    for width in (3, 7, 18, 33):
+        case = Case(5, ins, ins, (6, width), residual=True, act=1)
+        arrays = case.arrays()
+        kernel = kernels.get(name)()
+        assert 3 in kernel.in_place
+        bench = Bench(kernel, case.node(*arrays), [arrays[0], None, None, arrays[3]], context_of(isa))
+        bench._inputs[3] = bench._outputs[0]
+        laid_out = storage(arrays[3].shape, "float32", bench.form.inputs[3], block=context_of(isa).block)
+        bench._outputs[0][...] = to_layout(arrays[3], laid_out)
+        assert np.allclose(bench.run()[0], case.expected(*arrays), atol=2e-5)
