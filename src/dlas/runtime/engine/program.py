@@ -222,19 +222,21 @@ class Program:
             for key in (*step.reads, *step.writes):
                 if key is None:
                     continue
-                buffer = self._buffers.get(key)
-                if buffer is None:
-                    name, layout = key
-                    operand = operands.get(name) or step.node.outputs[0]  # type: ignore[union-attr]
-                    halo = halos.get(key, NO_HALO)
-                    place = storage(
-                        operand.shape, operand.dtype, layout, halo=halo, block=self._context.block
-                    )
-                    root = (self._root(name), layout) if layout is Layout.PLAIN else key
-                    buffer = self._buffers[key] = _Buffer(place, halo, fills.get(key, 0), root)
+                name, _ = key
+                operand = operands.get(name) or step.node.outputs[0]  # type: ignore[union-attr]
+                buffer = self._buffer(key, operand, halos.get(key, NO_HALO), fills.get(key, 0))
                 buffer.steps.append(number)
                 if buffer.root != key:
-                    self._buffers[buffer.root].steps.append(number)
+                    root = self._buffer(buffer.root, operands[buffer.root[0]], NO_HALO, 0)
+                    root.steps.append(number)
+
+    def _buffer(self, key: Key, operand: Operand, halo: Halo, halo_byte: int) -> _Buffer:
+        name, layout = key
+        if key not in self._buffers:
+            place = storage(operand.shape, operand.dtype, layout, halo=halo, block=self._context.block)
+            root = (self._root(name), layout) if layout is Layout.PLAIN else key
+            self._buffers[key] = _Buffer(place, halo, halo_byte, root)
+        return self._buffers[key]
 
     def _is_outside(self, key: Key) -> bool:
         name, layout = key
