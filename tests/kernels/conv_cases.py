@@ -33,9 +33,7 @@ def same_for_all_machines(
 ) -> None:
     """Kernel ``name`` gives ``expected`` on every instruction set, and the same bits with two threads."""
     for isa in isa_levels():
-        found = []
-        for context in _contexts(isa):
-            found.append(Bench(kernels.get(name)(), node, arrays, context).run())
+        found = [Bench(kernels.get(name)(), node, arrays, context).run() for context in _contexts(isa)]
         for one, two, right in zip(*found, expected, strict=True):
             if right is not None:
                 near(one, right, tolerance)

@@ -13,12 +13,12 @@ def sizes(node: Node) -> tuple[int, int, int, int]:
     if node.op == "Gemm":
         across_a, across_b = bool(node.attributes.get("transA")), bool(node.attributes.get("transB"))
         return 1, a[1 if across_a else 0], b[0 if across_b else 1], a[0 if across_a else 1]
-    rows = a[-2] if len(a) > 1 else 1
-    columns = b[-1] if len(b) > 1 else 1
+    rows, depth = (1, *a)[-2:]
+    columns = (b if len(b) > 1 else (*b, 1))[-1]
     outer = math.prod(node.output.shape) // max(1, rows * columns) if rows * columns else 0
     if math.prod(b[:-2]) == 1:
-        return 1, outer * rows, columns, a[-1]
-    return outer, rows, columns, a[-1]
+        return 1, outer * rows, columns, depth
+    return outer, rows, columns, depth
 
 
 def unfit(node: Node) -> str:

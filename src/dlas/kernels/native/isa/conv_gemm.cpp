@@ -40,8 +40,7 @@ class Im2col {
       pack_rows(floats(w) + g * m_ * k_, k_, 1, m_, k_, 0, row_blocks(m_), weights_->at + g * m_ * k_);
     copies_ = taps_ > 1 || window_.sh > 1 || window_.sw > 1 || window_.top || window_.left || window_.bottom ||
               window_.right;
-    for (int i = 0; i < window_.kh; ++i)
-      for (int j = 0; j < window_.kw; ++j) offsets_.push_back(padded_.offset(i, j));
+    offsets_ = padded_.offsets();
     pass_ = std::max<int64_t>(1, std::min(ins_, kMostTaps / taps_));
     panels_ = panels(oh_ * ow_);
     const int64_t tasks = groups_ * panels_;
@@ -86,39 +85,18 @@ class Im2col {
       multiply(p, first, last, x + from, plane(), from, width, 0, k_);
       return;
     }
-    int to[kPanel], runs = 0;
-    int length[kPanel];
-    int64_t source[kPanel];
-    if (taps_ > 1) {
-      for (int at = 0; at < width; ++runs) {
-        const int64_t row = (from + at) / ow_, column = (from + at) % ow_;
-        to[runs] = at, source[runs] = row * padded_.pitch + column;
-        length[runs] = static_cast<int>(std::min<int64_t>(width - at, ow_ - column));
-        at += length[runs];
-      }
-    }
+    Run runs[kPanel];
+    const int count = taps_ > 1 ? runs_of(from, width, ow_, padded_.pitch, runs) : 0;
     int64_t c = 0;
     do {
       const int64_t until = std::min(ins_, c + pass_);
       if (taps_ == 1)
         pack_columns(x + c * plane(), plane(), 1, until - c, from, width, kPanel, own);
       else
-        gather(x, c, until, runs, to, source, length, own);
+        gather(x + c * plane(), plane(), until - c, offsets_, runs, count, kPanel, own);
       multiply(p, first, last, own, kPanel, from, width, c * taps_, until * taps_);
       c = until;
     } while (c < ins_);
-  }
-
-  void gather(const float* x, int64_t c, int64_t until, int runs, const int* to, const int64_t* source,
-              const int* length, float* own) const {
-    for (; c < until; ++c) {
-      for (int64_t offset : offsets_) {
-        const float* tap = x + c * padded_.plane + offset;
-        for (int r = 0; r < runs; ++r)
-          for (int v = 0; v < length[r]; v += VL) store(own + to[r] + v, load(tap + source[r] + v));
-        own += kPanel;
-      }
-    }
   }
 
   bool in_place() const { return m_ < 64; }  // fewer products than it costs to pack

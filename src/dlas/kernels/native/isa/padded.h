@@ -31,6 +31,14 @@ struct Padded {
         for (int64_t r = 0; r < rows; ++r, to += pitch) row(x, p + r * w_.sh - w_.top, q - w_.left, to);
   }
 
+  // Of all taps, in the order of a filter's weights.
+  std::vector<int64_t> offsets() const {
+    std::vector<int64_t> found;
+    for (int i = 0; i < w_.kh; ++i)
+      for (int j = 0; j < w_.kw; ++j) found.push_back(offset(i, j));
+    return found;
+  }
+
   int64_t rows = 0, pitch = 0, plane = 0;
 
  private:
@@ -57,5 +65,37 @@ struct Padded {
   Window w_;
   int64_t height_ = 0, width_ = 0, row_phases_ = 1, column_phases_ = 1;
 };
+
+// Neighbouring pixels of one output row.
+struct Run {
+  int to;        // place among the pixels asked for
+  int length;
+  int64_t from;  // place in a padded plane
+};
+
+// Pixels [first, first + width) of output rows of `ow`, padded rows `pitch` apart; up to `width` runs.
+inline int runs_of(int64_t first, int64_t width, int64_t ow, int64_t pitch, Run* runs) {
+  int count = 0;
+  for (int64_t at = 0; at < width; ++count) {
+    const int64_t line = (first + at) / ow, column = (first + at) % ow, length = std::min(ow - column, width - at);
+    runs[count] = {static_cast<int>(at), static_cast<int>(length), line * pitch + column};
+    at += length;
+  }
+  return count;
+}
+
+// All taps of `channels` planes at these pixels, one row of `pitch` floats per tap. Writes up to one vector too much
+// behind the last row, and reads as much behind the last plane.
+inline void gather(const float* planes, int64_t plane, int64_t channels, const std::vector<int64_t>& offsets,
+                   const Run* runs, int count, int64_t pitch, float* to) {
+  for (int64_t c = 0; c < channels; ++c) {
+    for (int64_t offset : offsets) {
+      const float* tap = planes + c * plane + offset;
+      for (const Run* run = runs; run < runs + count; ++run)
+        for (int v = 0; v < run->length; v += VL) store(to + run->to + v, load(tap + run->from + v));
+      to += pitch;
+    }
+  }
+}
 
 }  // namespace dlas::DLAS_NS
