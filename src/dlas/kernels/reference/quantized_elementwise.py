@@ -59,14 +59,13 @@ def add(
     low, high = activation_range(activation, scales[2], y_zero_point)
     first, second = first - a_zero_point, second - b_zero_point
     once = rounding == "xnnpack"
-    found = _add_once(first, second, *scales) if once else _add_twice(first, second, *scales, rounding)
+    found = _add_once(first, second, scales) if once else _add_twice(first, second, scales, rounding)
     return np.clip(found + y_zero_point, low, high).astype(np.int8)
 
 
-def _add_twice(
-    a: np.ndarray, b: np.ndarray, a_scale: float, b_scale: float, y_scale: float, rounding: str
-) -> np.ndarray:
+def _add_twice(a: np.ndarray, b: np.ndarray, scales: tuple[float, ...], rounding: str) -> np.ndarray:
     """Each input scaled to a common grid with 20 bits of head room, then their sum to that of the output."""
+    a_scale, b_scale, y_scale = scales
     largest = 2 * max(a_scale, b_scale)
     first = scale_sum(a << _ADD_SHIFT, *quantize_multiplier(a_scale / largest), rounding)
     second = scale_sum(b << _ADD_SHIFT, *quantize_multiplier(b_scale / largest), rounding)
@@ -74,9 +73,9 @@ def _add_twice(
     return scale_sum(total, *quantize_multiplier(largest / (2**_ADD_SHIFT * y_scale)), rounding)
 
 
-def _add_once(a: np.ndarray, b: np.ndarray, a_scale: float, b_scale: float, y_scale: float) -> np.ndarray:
+def _add_once(a: np.ndarray, b: np.ndarray, scales: tuple[float, ...]) -> np.ndarray:
     """Both inputs times factors of 21 bits, one shift, halves up."""
-    ratios = [float(np.float32(s) / np.float32(y_scale)) for s in (a_scale, b_scale)]
+    ratios = [float(np.float32(s) / np.float32(scales[2])) for s in scales[:2]]
     if not 2**-10 <= max(ratios) < 2**8:
         raise OptionError(
             "scales", ratios, "a largest ratio of input to output within 2**-10 .. 2**8 (XNNPACK)"
