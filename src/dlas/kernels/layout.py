@@ -75,9 +75,10 @@ class Storage:
         return list(self.shape), list(self.strides), self.dtype
 
     def empty(self) -> np.ndarray:
-        """A zeroed buffer of this form, as the view of shape ``shape``."""
-        buffer = np.zeros(self.size, self.dtype)
-        return self.view(buffer)
+        """A zeroed buffer of this form, as the view of shape ``shape``; it starts on a cache line."""
+        raw = np.zeros(self.bytes + 64, np.uint8)
+        start = -raw.ctypes.data % 64
+        return self.view(raw[start : start + self.bytes].view(self.dtype))
 
     def view(self, buffer: np.ndarray) -> np.ndarray:
         """The view inside a flat buffer of ``size`` elements."""
