@@ -245,3 +245,20 @@ def test_recurrent_layers_name_what_does_not_fit(change, named):
     }
     with pytest.raises((ShapeError, OptionError), match=named):
         lstm(**{**given, **change})
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: combine("add", [1.0], np.zeros(1, np.float32)),
+        lambda: activate("relu", [1.0]),
+        lambda: gemm([[1.0]], np.zeros((1, 1), np.float32)),
+        lambda: matmul(np.zeros((1, 1), np.float32), [[1.0]]),
+        lambda: normalisation.softmax([1.0]),
+        lambda: normalisation.softmax(np.zeros((1, 2), np.float32), 1.0),
+        lambda: lstm(np.zeros((1, 1, 1), np.float32), [[[1.0]]], np.zeros((1, 4, 1), np.float32)),
+    ],
+)
+def test_what_is_no_array_is_refused(call):
+    with pytest.raises(ShapeError):
+        call()

@@ -320,3 +320,26 @@ def test_layers_refuse_what_does_not_fit():
             np.zeros(2, np.int8), np.zeros(3, np.int8), a_scale=1, a_zero_point=0, b_scale=1, b_zero_point=0,
             y_scale=1, y_zero_point=0,
         )  # fmt: skip
+
+
+def test_means_and_pads_refuse_what_does_not_fit():
+    given = {"x_scale": 0.1, "x_zero_point": 0, "y_scale": 0.1, "y_zero_point": 0}
+    with pytest.raises(ShapeError, match="axis = 3"):
+        quantized.mean(np.zeros((2, 3, 4), np.int8), [3], **given)
+    with pytest.raises(ShapeError, match="something to average"):
+        quantized.mean(np.zeros((2, 0), np.int8), [1], **given)
+    with pytest.raises(ShapeError, match="x is a list"):
+        quantized.pad([1], [(0, 0)], 0)
+    with pytest.raises(OptionError, match="scales"):
+        quantized_elementwise.add(
+            np.zeros(2, np.int8), np.zeros(2, np.int8), a_scale=1e9, a_zero_point=0, b_scale=1, b_zero_point=0,
+            y_scale=1, y_zero_point=0, rounding="xnnpack",
+        )  # fmt: skip
+
+
+def test_softmax_of_many_equal_numbers_vanishes():
+    x = np.zeros((1, 1000), np.int8)
+    for rounding in ("double", "xnnpack"):
+        assert set(quantized_elementwise.softmax(x, x_scale=0.1, rounding=rounding).ravel().tolist()) == {
+            -128
+        }

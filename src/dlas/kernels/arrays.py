@@ -59,11 +59,19 @@ def numbers(values: Sequence[int], name: str, count: int, low: int) -> tuple[int
     return tuple(int(v) for v in found)
 
 
+def check_broadcast(a: np.ndarray, b: np.ndarray) -> None:
+    """Raise ShapeError unless two arrays broadcast."""
+    try:
+        np.broadcast_shapes(a.shape, b.shape)
+    except ValueError:
+        raise ShapeError(f"shapes {list(a.shape)} and {list(b.shape)} do not broadcast") from None
+
+
 def axis_of(axis: int, rank: int) -> int:
     """``axis`` counted from the front; raises ShapeError where the array has no such axis."""
-    if not -rank <= axis < rank:
+    if isinstance(axis, bool) or not isinstance(axis, int | np.integer) or not -rank <= axis < rank:
         raise ShapeError(f"axis = {axis} is not accepted: the array has {rank} axes")
-    return axis % rank
+    return int(axis) % rank
 
 
 def length(size: int, before: int, after: int, kernel: int, stride: int, dilation: int) -> int:

@@ -8,8 +8,8 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from dlas.core.errors import OptionError, ShapeError, UnknownNameError
-from dlas.kernels.arrays import real
+from dlas.core.errors import OptionError, UnknownNameError
+from dlas.kernels.arrays import check_broadcast, real
 
 
 def activate(name: str, x: np.ndarray, **parameters: float) -> np.ndarray:
@@ -57,12 +57,10 @@ def combine(name: str, a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """
     if name not in BINARY:
         raise UnknownNameError("binary operation", name, BINARY)
-    try:
-        np.broadcast_shapes(a.shape, b.shape)
-    except ValueError:
-        raise ShapeError(f"shapes {list(a.shape)} and {list(b.shape)} do not broadcast") from None
+    left, right = real(a, "a"), real(b, "b")
+    check_broadcast(a, b)
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-        return np.asarray(BINARY[name](real(a, "a"), real(b, "b"))).astype(np.float32)
+        return np.asarray(BINARY[name](left, right)).astype(np.float32)
 
 
 def sigmoid(x: np.ndarray) -> np.ndarray:

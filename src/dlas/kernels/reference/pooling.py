@@ -35,6 +35,8 @@ def max_pool2d(
     Raises:
         ShapeError: The attribute named in the message does not fit.
     """
+    if not isinstance(x, np.ndarray):
+        raise ShapeError(f"x is a {type(x).__name__}, expected an array")
     if x.dtype not in (np.float32, np.float64, np.int8, np.uint8):
         raise ShapeError(f"x is {x.dtype}, expected float32, int8 or uint8")
     lowest = -np.inf if x.dtype.kind == "f" else np.iinfo(x.dtype).min

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from dlas.core.errors import ShapeError
-from dlas.kernels.arrays import EXACT, integer, length, numbers, taps
+from dlas.kernels.arrays import EXACT, axis_of, integer, length, numbers, taps
 from dlas.kernels.reference.conv import correlate
 from dlas.kernels.reference.requantize import Requantization, quantize_multiplier, scale_by, scale_sum
 
@@ -89,6 +89,7 @@ def depthwise_conv2d(
     Raises:
         ShapeError: Something does not fit; the message names it.
     """
+    integer(x, "x", [np.int8], 4)
     integer(w, "w", [np.int8], 4)
     if w.shape[0] != 1 or not x.shape[-1] or w.shape[3] % x.shape[-1]:
         raise ShapeError(
@@ -227,11 +228,15 @@ def mean(
         int8, without ``axes`` or with them at size 1.
 
     Raises:
-        ShapeError: ``x`` is no int8.
+        ShapeError: ``x`` is no int8 or has no such axis, or there is nothing to average.
     """
     values = integer(x, "x", [np.int8])
-    over = tuple(axes)
+    over = tuple({axis_of(a, x.ndim): None for a in axes})
     count = int(np.prod([x.shape[a] for a in over]))
+    if not count:
+        raise ShapeError(
+            f"x has the shape {list(x.shape)}, expected something to average over the axes {over}"
+        )
     sums = values.sum(axis=over, keepdims=keep_dims) - x_zero_point * count
     if rounding == "xnnpack":
         factor = np.float32(x_scale) / (np.float32(y_scale) * np.float32(count))
@@ -257,6 +262,7 @@ def pad(x: np.ndarray, widths: Sequence[tuple[int, int]], zero_point: int) -> np
     Raises:
         ShapeError: There are not as many widths as axes, or one is negative.
     """
+    integer(x, "x", [np.int8])
     for before_after in widths:
         numbers(before_after, "widths", 2, 0)
     if len(widths) != x.ndim:

@@ -7,7 +7,7 @@ import math
 import numpy as np
 
 from dlas.core.errors import OptionError, ShapeError
-from dlas.kernels.arrays import integer, real
+from dlas.kernels.arrays import check_broadcast, integer, real
 from dlas.kernels.reference.requantize import (
     activation_range,
     high_product,
@@ -277,11 +277,9 @@ def _saturated(x: np.ndarray) -> np.ndarray:
 
 
 def _both(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    try:
-        np.broadcast_shapes(a.shape, b.shape)
-    except ValueError:
-        raise ShapeError(f"shapes {list(a.shape)} and {list(b.shape)} do not broadcast") from None
-    return integer(a, "a", [np.int8]), integer(b, "b", [np.int8])
+    left, right = integer(a, "a", [np.int8]), integer(b, "b", [np.int8])
+    check_broadcast(a, b)
+    return left, right
 
 
 def _scales(**given: float) -> tuple[float, ...]:

@@ -160,9 +160,10 @@ class _Layer(NamedTuple):
         bias = np.zeros((directions, 2 * gates * size))
         lengths = np.full(count, steps)
         if b is not None:
-            if b.shape != bias.shape:
-                raise ShapeError(f"b has the shape {list(b.shape)}, expected {list(bias.shape)}")
-            bias = real(b, "b")
+            given = real(b, "b")
+            if given.shape != bias.shape:
+                raise ShapeError(f"b has the shape {list(given.shape)}, expected {list(bias.shape)}")
+            bias = given
         if sequence_lens is not None:
             lengths = np.asarray(sequence_lens)
             if lengths.shape != (count,) or lengths.dtype.kind not in "iu":
@@ -186,14 +187,16 @@ class _Layer(NamedTuple):
         shape = (self.directions, self.x.shape[1], self.hidden)
         if given is None:
             return np.zeros(shape)
-        if given.shape != shape:
-            raise ShapeError(f"{name} has the shape {list(given.shape)}, expected {list(shape)}")
-        return real(given, name)
+        found = real(given, name)
+        if found.shape != shape:
+            raise ShapeError(f"{name} has the shape {list(found.shape)}, expected {list(shape)}")
+        return found
 
     def shaped(self, given: np.ndarray, name: str, width: int) -> np.ndarray:
-        if given.shape != (self.directions, width):
-            raise ShapeError(f"{name} has the shape {list(given.shape)}, expected {[self.directions, width]}")
-        return real(given, name)
+        found = real(given, name)
+        if found.shape != (self.directions, width):
+            raise ShapeError(f"{name} has the shape {list(found.shape)}, expected {[self.directions, width]}")
+        return found
 
     def run(
         self,
