@@ -43,7 +43,8 @@ def load(
 
     Args:
         source: Path of an ONNX, TFLite or PyTorch file (relative ones are also looked for under DLAS_DATA), a name
-            such as ``digits-cnn``, a Model (returned as it is), or a module object.
+            such as ``digits-cnn``, an architecture with random weights (``resnet:depth=18``; seed 0), a Model
+            (returned as it is), or a module object.
         example: For a module: one example input tensor, batch axis first.
         architecture: For a bare checkpoint: ``cifar-resnet:depth=20``; found out by itself where possible.
         name: Name for tables.
@@ -61,6 +62,8 @@ def load(
 
     if isinstance(source, Model):
         model = source
+    elif isinstance(source, str) and is_architecture(source):
+        model = untrained(source)
     elif isinstance(source, str | Path):
         model = import_model(model_path(source), architecture)
     else:
@@ -83,6 +86,34 @@ def model_path(source: str | Path) -> Path:
     from dlas.models.pretrained import pretrained_path
 
     return pretrained_path(str(source)) or resolve(source, "model")
+
+
+def is_architecture(source: str) -> bool:
+    """Whether ``source`` names an architecture, with or without options, and no file or shipped network."""
+    from dlas.models.architecture import architectures
+    from dlas.models.pretrained import pretrained_path
+
+    name = source.partition(":")[0]
+    return name in architectures.names() and not Path(source).exists() and pretrained_path(source) is None
+
+
+def untrained(choice: str) -> Model:
+    """An architecture with the random weights of seed 0: right for times and sizes, useless for answers.
+
+    Raises:
+        OptionError: An option does not accept the value.
+    """
+    import torch
+
+    from dlas.graph.formats.torch import from_module
+    from dlas.models.architecture import architecture_for
+
+    architecture = architecture_for(choice)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        module = architecture.build()
+        example = torch.randn(1, *architecture.input_shape)
+    return from_module(module, example, choice.replace(":", " "))
 
 
 def save(model: Model, path: str | Path) -> Written:
@@ -224,10 +255,11 @@ def compare(
 
     Args:
         source: The network that is right by definition.
-        targets: Its conversions; the source itself is allowed, to compare back ends.
+        targets: Its conversions; without any, the source itself is run on the paths.
         data: Rows; without them random inputs are used.
         split: Split of the data set.
         paths: Back ends and levels to run each target on as well: ``ort:O0``, ``tvm:O0..O3``, ``openvino:bf16``.
+            Without any and without targets: ``ort:O0``, and every installed back end as it is by default.
         rows: Rows to use at most.
         layers: Also compare intermediate tensors by name.
         timing: How to time the paths (``dlas.verify.differential.times.PROTOCOL``); by default they are not timed.
@@ -239,7 +271,10 @@ def compare(
         DlasError: The source cannot be read or run, or none of the targets can be read; one that cannot be is a row.
     """
     from dlas.verify.differential.compare import compare_files
+    from dlas.verify.paths import USUAL
 
+    if not targets:
+        targets, paths = (source,), paths or [USUAL]
     with _opened((source, *targets), architecture, needed=1) as (first, *others):
         return compare_files(
             first,

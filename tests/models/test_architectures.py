@@ -30,6 +30,26 @@ def test_parameter_counts_are_those_of_the_paper(depth: int, millions: float) ->
     assert parameters(f"cifar-resnet:depth={depth}") / 1e6 == pytest.approx(millions, rel=0.03)
 
 
+@pytest.mark.parametrize(
+    ("spelled", "millions"),
+    [
+        ("wide-resnet:depth=40,width=2", 2.2),
+        ("wide-resnet:depth=16,width=8", 11.0),
+        ("resnet:depth=18", 11.69),
+        ("resnet:depth=34", 21.80),
+        ("mobilenet-v2", 3.50),
+        ("mobilenet-v2:width=1.4", 6.1),
+    ],
+)
+def test_parameter_counts_of_the_others(spelled: str, millions: float) -> None:
+    """Tables of the papers: WRN table 4; ResNet and MobileNetV2 as published with 1000 classes."""
+    assert parameters(spelled) / 1e6 == pytest.approx(millions, rel=0.03)
+
+
+def test_groups_divide_the_weights_of_the_stages() -> None:
+    assert parameters("wide-resnet:groups=16") < 0.15 * parameters("wide-resnet")
+
+
 def test_shortcut_takes_every_second_pixel_and_pads_channels_on_both_sides() -> None:
     module = architecture_for("cifar-resnet").build()
     x = torch.randn(1, 16, 6, 6)
