@@ -1,0 +1,418 @@
+// 8-bit activations by weights of 4 (or 8) bits: GEMV that is bound by the bytes of the weights, and small GEMM.
+//
+// A task is one tile of columns, so that sums never depend on the number of threads. Weights are decoded in registers;
+// several rows of activations share the decoded codes.
+
+#include "low_bit.h"
+
+#include <limits>
+
+namespace dlas::DLAS_NS {
+namespace {
+
+struct Job {
+  const int8_t* a;
+  const int32_t* start;
+  const float* a_scale;
+  int64_t stride, segments, steps;
+  const uint8_t* w;
+  const uint8_t* scales;  // of the tile
+  bool half;
+  const uint8_t* zeros;
+  const int32_t* sums;
+  int32_t shift;  // what the activations' zero point leaves to add of each column sum
+  VB table;
+  // Results: (rows, n), of which `columns` belong to this tile.
+  void* y;
+  int64_t n, columns;
+  const float* bias;        // of the tile, or null
+  const int32_t* int_bias;
+  Epilogue epilogue;
+};
+
+template <Codes C, int NV>
+DLAS_INLINE void decode(const uint8_t* w, int half, VB table, VB* codes) {
+#pragma GCC unroll 16
+  for (int v = 0; v < NV; ++v) {
+    if constexpr (C == Codes::eight) {
+      codes[v] = load_bytes(w + half * NV * 4 * VL + v * 4 * VL);
+    } else {
+      const VB raw = load_bytes(w + v * 4 * VL);
+      codes[v] = half ? raw >> 4 : raw & 15;
+      if constexpr (C == Codes::table) codes[v] = look_up(table, codes[v]);
+    }
+  }
+}
+
+template <class Dot, Codes C, int MT, int NV>
+DLAS_INLINE void multiply_step(const uint8_t* w, const int8_t* a, int64_t stride, VB table, VI (&acc)[MT][NV]) {
+#pragma GCC unroll 2
+  for (int half = 0; half < 2; ++half) {
+    VB codes[NV];
+    decode<C, NV>(w, half, table, codes);
+#pragma GCC unroll 4
+    for (int m = 0; m < MT; ++m) {
+      const VI value = broadcast4(a + m * stride + half * 4);
+#pragma GCC unroll 16
+      for (int v = 0; v < NV; ++v)
+        acc[m][v] = C == Codes::four ? Dot::narrow(acc[m][v], codes[v], value)
+                                     : Dot::wide(acc[m][v], codes[v], value);
+    }
+  }
+}
+
+DLAS_INLINE V load_scale(const Job& j, int64_t at) {
+  return j.half ? load_half(reinterpret_cast<const uint16_t*>(j.scales) + at)
+                : load(reinterpret_cast<const float*>(j.scales) + at);
+}
+
+DLAS_INLINE VI widen(const uint8_t* p) {
+  VI v;
+  for (int i = 0; i < VL; ++i) v[i] = p[i];
+  return v;
+}
+
+// Rows of `results` floats (or int32) to memory, only the columns that exist.
+template <int MT, int NV>
+__attribute__((noinline)) void put(const Job& j, int64_t row, int rows, const V (&y)[MT][NV], bool floats) {
+  for (int m = 0; m < rows; ++m) {
+    float* to = static_cast<float*>(j.y) + (row + m) * j.n;  // int32 are as wide
+    for (int v = 0; v < NV && v * VL < j.columns; ++v) {
+      const int count = static_cast<int>(std::min<int64_t>(VL, j.columns - v * VL));
+      V value = y[m][v];
+      if (floats && j.bias) value += load_part(j.bias + v * VL, count);
+      if (floats && j.epilogue.act) value = j.epilogue(value);
+      if (!floats && j.int_bias) value = as_float(as_int(value) + as_int(load_part(
+                                             reinterpret_cast<const float*>(j.int_bias) + v * VL, count)));
+      store_part(to + v * VL, value, count);
+    }
+  }
+}
+
+template <class Dot, Codes C, bool Groups, int MT, int NB>
+void tile(const Job& j, int64_t row, int rows) {
+  constexpr int NV = NB * kParts;
+  constexpr int kStep = NB * kBlock * (C == Codes::eight ? 2 : 1);
+  const int8_t* a = j.a + row * j.stride;
+  const uint8_t* w = j.w;
+  VI acc[MT][NV] = {};
+  V total[MT][NV] = {};
+  for (int64_t g = 0; g < j.segments; ++g) {
+#pragma GCC unroll 4
+    for (int m = 0; m < MT; ++m) {
+      const VI first = splat_int(j.zeros ? 0 : j.start[(row + m) * j.segments + g]);
+#pragma GCC unroll 16
+      for (int v = 0; v < NV; ++v) acc[m][v] = first;
+    }
+    for (int64_t s = 0; s < j.steps; ++s, w += kStep, a += kRows) {
+      if constexpr (MT == 1) {
+#pragma GCC unroll 8
+        for (int line = 0; line < kStep; line += 64) __builtin_prefetch(w + 4096 + line);
+      }
+      multiply_step<Dot, C, MT, NV>(w, a, j.stride, j.table, acc);
+    }
+    const int64_t at = g * NB * kColumns;
+    if (j.shift) {
+#pragma GCC unroll 16
+      for (int v = 0; v < NV; ++v) {
+        const VI add = load_int(j.sums + at + v * VL) * j.shift;
+#pragma GCC unroll 4
+        for (int m = 0; m < MT; ++m) acc[m][v] += add;
+      }
+    }
+    if constexpr (Groups) {
+#pragma GCC unroll 16
+      for (int v = 0; v < NV; ++v) {
+        const V scale = load_scale(j, at + v * VL);
+        const V zero = j.zeros ? to_float(widen(j.zeros + at + v * VL)) : V{};
+#pragma GCC unroll 4
+        for (int m = 0; m < MT; ++m) {
+          V sum = to_float(acc[m][v]);
+          // Below 2^24, so that this is exact as well; `start` is -sum here.
+          if (j.zeros) sum += zero * static_cast<float>(j.start[(row + m) * j.segments + g]);
+          total[m][v] += sum * (scale * j.a_scale[(row + m) * j.segments + g]);
+        }
+      }
+    }
+  }
+  if constexpr (!Groups) {
+#pragma GCC unroll 16
+    for (int v = 0; v < NV; ++v)
+#pragma GCC unroll 4
+      for (int m = 0; m < MT; ++m)
+        total[m][v] = j.scales ? to_float(acc[m][v]) * (load_scale(j, v * VL) * j.a_scale[row + m])
+                               : as_float(acc[m][v]);
+  }
+  put(j, row, rows, total, j.scales != nullptr);
+}
+
+using Tile = void (*)(const Job&, int64_t row, int rows);
+
+#if DLAS_VL == 16
+constexpr int kHeights[] = {1, 2, 4};
+#elif DLAS_VL == 8
+constexpr int kHeights[] = {1, 2};
+#else
+constexpr int kHeights[] = {1};
+#endif
+constexpr int kHeightCount = sizeof kHeights / sizeof kHeights[0];
+
+template <class Dot, Codes C, bool Groups, int... I>
+Tile pick(int height, bool single, std::integer_sequence<int, I...>) {
+  static constexpr Tile one[] = {tile<Dot, C, Groups, kHeights[I], 1>...};
+  static constexpr Tile four[] = {tile<Dot, C, Groups, kHeights[I], kTileBlocks>...};
+  return (single ? one : four)[height];
+}
+
+template <class Dot>
+Tile pick(Codes codes, bool groups, int height, bool single) {
+  constexpr auto all = std::make_integer_sequence<int, kHeightCount>();
+  if (codes == Codes::four)
+    return groups ? pick<Dot, Codes::four, true>(height, single, all) : pick<Dot, Codes::four, false>(height, single, all);
+  if (codes == Codes::table)
+    return groups ? pick<Dot, Codes::table, true>(height, single, all)
+                  : pick<Dot, Codes::table, false>(height, single, all);
+  return pick<Dot, Codes::eight, true>(height, single, all);
+}
+
+Tile choose(Codes codes, bool groups, int height, bool single) {
+#if DLAS_VL == 16
+  static const bool vnni = has_vnni();
+  if (vnni) return pick<Vnni>(codes, groups, height, single);
+#endif
+  return pick<Pairs>(codes, groups, height, single);
+}
+
+// The shortest tile that holds the rows left, or the tallest.
+int height_for(int64_t rows) {
+  for (int i = 0; i < kHeightCount; ++i)
+    if (kHeights[i] >= rows) return i;
+  return kHeightCount - 1;
+}
+
+int64_t rounded(int64_t bytes) { return (bytes + 63) / 64 * 64; }
+
+}  // namespace
+
+int32_t quantize(const float* x, int64_t count, int8_t* a, float* scale, Quantizer quantizer) {
+  V largest{}, poison{};
+  int64_t i = 0;
+  for (; i + VL <= count; i += VL) {
+    const V v = load(x + i);
+    largest = vmax(largest, vmax(v, -v));
+    poison += v * 0.0f;
+  }
+  float most = 0, wrong = 0;
+  for (int l = 0; l < VL; ++l) most = std::max(most, largest[l]), wrong += poison[l];
+  for (int64_t t = i; t < count; ++t) most = std::max(most, std::fabs(x[t])), wrong += x[t] * 0.0f;
+  const float step = most / 127.0f;
+  const bool usable = wrong == 0 && step >= std::numeric_limits<float>::min();
+  const float inverse = usable ? 1.0f / step : 0.0f;
+  *scale = wrong != 0 || wrong != wrong ? std::numeric_limits<float>::quiet_NaN()
+           : quantizer == Quantizer::q8_0 ? half_to_float(float_to_half(step)) : step;
+  if (!usable) {
+    std::memset(a, 0, count);
+    return 0;
+  }
+  VI sums{};
+  int32_t sum = 0;
+  for (i = 0; i < count; i += VL) {
+    const int left = static_cast<int>(std::min<int64_t>(VL, count - i));
+    const V v = load_part(x + i, left) * inverse;
+    VI q;
+    if (quantizer == Quantizer::q8_0) {
+      q = __builtin_convertvector(v, VI);
+      const V rest = v - to_float(q);
+      q += (VI)(rest <= -0.5f) - (VI)(rest >= 0.5f);
+    } else {
+      const V magic = splat(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer
+      q = as_int(v + magic) - as_int(magic);
+    }
+    sums += q;
+    typedef int8_t Narrow __attribute__((vector_size(DLAS_VL)));
+    const Narrow bytes = __builtin_convertvector(q, Narrow);
+    std::memcpy(a + i, &bytes, left);
+  }
+  for (int l = 0; l < VL; ++l) sum += sums[l];
+  return sum;
+}
+
+Weights::Weights(int64_t rows, int64_t columns, int64_t per, Codes kind, int taken)
+    : k(rows), n(columns), group(per ? per : rows), steps((group + kRows - 1) / kRows), segments(per ? rows / per : 1),
+      codes(kind), offset(taken), step_bytes(kind == Codes::eight ? 2 * kBlock : kBlock), tiling(columns),
+      data(std::make_unique<Bytes>(tiling.blocks * steps * segments * step_bytes)) {}
+
+Product::Product(std::unique_ptr<Weights> weights, const dlas_node* node, const dlas_ctx* ctx, Quantizer quantizer,
+                 int zero_point, const DLTensor* bias)
+    : weights_(std::move(weights)), epilogue_(node), ctx_(ctx), quantizer_(quantizer), zero_point_(zero_point) {
+  const DLTensor* a = input(node, 0);
+  rows_ = rows_of(a);
+  // Rows a multiple of 4096 bytes apart would fall into the same lines of the cache.
+  stride_ = rounded(weights_->segments * weights_->steps * kRows);
+  if (stride_ % 1024 == 0) stride_ += 64;
+  const int64_t padded = weights_->tiling.blocks * kColumns;
+  if (is(bias, kFloat, 32)) bias_.assign(floats(bias), floats(bias) + weights_->n), bias_.resize(padded);
+  if (is(bias, kInt, 32)) {
+    const auto* from = static_cast<const int32_t*>(bias->data);
+    int_bias_.assign(from, from + weights_->n);
+    int_bias_.resize(padded);
+  }
+}
+
+size_t Product::workspace() const {
+  const int64_t rows = rows_ + kHeights[kHeightCount - 1];  // the last tile may reach beyond the rows
+  return rounded(rows * stride_) + 2 * rounded(rows * weights_->segments * 4);
+}
+
+void Product::prepare_row(const DLTensor* a, int64_t row, int8_t* to, int32_t* start, float* scale) const {
+  const Weights& w = *weights_;
+  const bool is_float = is(a, kFloat, 32);
+  const uint8_t flip = is(a, kUint, 8) ? 0x80 : 0;
+  const int factor = w.zeros ? -1 : -w.offset;
+  for (int64_t g = 0; g < w.segments; ++g) {
+    int8_t* bytes = to + g * w.steps * kRows;
+    int32_t sum = 0;
+    if (is_float) {
+      sum = quantize(floats(a) + row * w.k + g * w.group, w.group, bytes, scale + g, quantizer_);
+    } else {
+      const uint8_t* from = static_cast<const uint8_t*>(a->data) + row * w.k + g * w.group;
+      for (int64_t i = 0; i < w.group; ++i) bytes[i] = static_cast<int8_t>(from[i] ^ flip);
+      for (int64_t i = 0; i < w.group; ++i) sum += bytes[i];
+      scale[g] = 1.0f;
+    }
+    std::memset(bytes + w.group, 0, w.steps * kRows - w.group);
+    start[g] = factor * sum;
+  }
+}
+
+void Product::run(const DLTensor* a, DLTensor* y, void* scratch) const {
+  const Weights& w = *weights_;
+  const int64_t rows = rows_ + kHeights[kHeightCount - 1];
+  auto* bytes = static_cast<int8_t*>(scratch);
+  auto* start = reinterpret_cast<int32_t*>(bytes + rounded(rows * stride_));
+  auto* scale = reinterpret_cast<float*>(start) + rounded(rows * w.segments * 4) / 4;
+  const auto prepare = [&](int64_t row, int) {
+    prepare_row(a, row, bytes + row * stride_, start + row * w.segments, scale + row * w.segments);
+  };
+  if (rows_ == 1) prepare(0, 0); else parallel(ctx_, rows_, prepare);
+  const int32_t shift = is(a, kUint, 8) ? 128 - zero_point_ : -zero_point_;
+  const int64_t steps = w.steps * w.segments;
+  parallel(ctx_, w.tiling.count, [&](int64_t t, int) {
+    const int64_t first = w.tiling.first(t), column = first * kColumns;
+    const int64_t per_tile = column * w.segments;
+    const Job j{bytes, start, scale, stride_, w.segments, w.steps, w.data->at + first * steps * w.step_bytes,
+                w.scales ? w.scales->at + per_tile * (w.half ? 2 : 4) : nullptr, w.half,
+                w.zeros ? w.zeros->at + per_tile : nullptr,
+                w.sums ? reinterpret_cast<const int32_t*>(w.sums->at) + per_tile : nullptr, w.sums ? shift : 0, w.table,
+                static_cast<float*>(y->data) + column, w.n,
+                std::min<int64_t>(w.tiling.width(t) * kColumns, w.n - column),
+                bias_.empty() ? nullptr : bias_.data() + column, int_bias_.empty() ? nullptr : int_bias_.data() + column,
+                epilogue_};
+    for (int64_t row = 0; row < rows_;) {
+      const int height = height_for(rows_ - row);
+      const int64_t count = std::min<int64_t>(kHeights[height], rows_ - row);
+      choose(w.codes, w.segments > 1 || w.zeros, height, w.tiling.width(t) == 1)(j, row, static_cast<int>(count));
+      row += count;
+    }
+  });
+}
+
+namespace {
+
+// Inputs: a, packed codes (formats/int4.py), scales, codes that mean 0, bias (the sixth input for MatMulNBits).
+class LowBit {
+ public:
+  static constexpr int64_t kMost = 131072;  // rows that int32 sums hold in any case
+
+  static int supports(const dlas_node* node) {
+    const DLTensor *a = input(node, 0), *packed = input(node, 1), *scales = input(node, 2), *y = output(node, 0);
+    const int64_t k = get(node, "K", 0), n = get(node, "N", 0), group = get(node, "group_size", 0);
+    if (!a || !(is(a, kFloat, 32) || is(a, kInt, 8) || is(a, kUint, 8)) || a->ndim < 1 || a->shape[a->ndim - 1] != k)
+      return refuse("the activations must be float32, int8 or uint8 with K columns");
+    if (k < 1 || n < 1 || k > kMost) return refuse("K must be within 1 .. 131072 and N positive");
+    if (!packed || !packed->data || !is(packed, kUint, 8) || packed->ndim != 3 ||
+        packed->shape[0] != (n + kColumns - 1) / kColumns || packed->shape[1] != (k + kRows - 1) / kRows ||
+        packed->shape[2] != kBlock)
+      return refuse("the packed weights must be constant uint8 of shape (ceil(N/16), ceil(K/8), 64)");
+    if (group && (group % kRows || group < 1 || k % group)) return refuse("groups must be multiples of 8 that divide K");
+    if (scales ? !is(scales, kFloat, 32) || !scales->data || size(scales) != n * (group ? k / group : 1) : group != 0)
+      return refuse("scales must be constant float32, one per group and column");
+    if (!scales && is(a, kFloat, 32)) return refuse("float32 activations need scales");
+    if (!is(y, scales ? kFloat : kInt, 32)) return refuse("results are float32 with scales, else int32");
+    const DLTensor *zeros = input(node, 3), *bias = input(node, bias_index(node));
+    if (zeros && (!is(zeros, kUint, 8) || !zeros->data || !scales || size(zeros) != size(scales)))
+      return refuse("codes of 0 must be constant uint8, one per scale");
+    if (bias && (!is(bias, scales ? kFloat : kInt, 32) || !bias->data || size(bias) != n))
+      return refuse("the bias must be constant, one per column, of the dtype of the results");
+    const auto table = gets(node, "table", {});
+    if (!table.empty() && (table.size() != 16 || zeros)) return refuse("a table has 16 values and no codes of 0");
+    for (int64_t value : table)
+      if (value < -128 || value > 127) return refuse("the values of a table must fit int8");
+    return 1;
+  }
+
+  LowBit(const dlas_node* node, const dlas_ctx* ctx) {
+    const int64_t k = get(node, "K", 0), n = get(node, "N", 0), group = get(node, "group_size", 0);
+    const auto table = gets(node, "table", {});
+    const int offset = table.empty() ? 8 : 128, zero_point = static_cast<int>(get(node, "zero_point", 0));
+    auto w = std::make_unique<Weights>(k, n, group, table.empty() ? Codes::four : Codes::table, offset);
+    for (int i = 0; i < 4 * VL && !table.empty(); ++i) w->table[i] = static_cast<uint8_t>(table[i % 16] + 128);
+    const auto* from = static_cast<const uint8_t*>(input(node, 1)->data);
+    const int64_t steps = w->steps * w->segments;
+    for (int64_t b = 0; b < w->tiling.blocks; ++b)
+      for (int64_t s = 0; s < steps; ++s, from += kBlock) std::memcpy(w->step(b, s), from, kBlock);
+    if (const DLTensor* scales = input(node, 2))
+      w->set_scales([&](int64_t g, int64_t c) { return floats(scales)[g * n + c]; });
+    if (const DLTensor* zeros = input(node, 3)) set_zeros(*w, static_cast<const uint8_t*>(zeros->data));
+    const DLTensor* a = input(node, 0);
+    if (!is(a, kFloat, 32) && (is(a, kUint, 8) ? zero_point != 128 : zero_point != 0)) set_sums(*w, table);
+    product_ = std::make_unique<Product>(std::move(w), node, ctx, Quantizer::rows, zero_point,
+                                         input(node, bias_index(node)));
+  }
+
+  size_t workspace() const { return product_->workspace(); }
+  void run(const DLTensor* const* in, int, DLTensor* const* out, int, void* scratch) {
+    product_->run(in[0], out[0], scratch);
+  }
+
+ private:
+  static int bias_index(const dlas_node* node) { return std::strcmp(api().op(node), "MatMulNBits") ? 4 : 5; }
+  static int64_t size(const DLTensor* t) {
+    int64_t count = 1;
+    for (int i = 0; i < t->ndim; ++i) count *= t->shape[i];
+    return count;
+  }
+
+  static void set_zeros(Weights& w, const uint8_t* zeros) {
+    w.zeros = std::make_unique<Bytes>(w.tiling.blocks * w.segments * kColumns);
+    for (int64_t g = 0; g < w.segments; ++g)
+      for (int64_t c = 0; c < w.n; ++c)
+        w.zeros->at[w.tiling.place(c / kColumns, g, w.segments, kColumns) + c % kColumns] = zeros[g * w.n + c];
+  }
+
+  static void set_sums(Weights& w, const std::vector<int64_t>& table) {
+    w.sums = std::make_unique<Bytes>(w.tiling.blocks * w.segments * kColumns * 4);
+    for (int64_t b = 0; b < w.tiling.blocks; ++b) {
+      for (int64_t s = 0; s < w.steps * w.segments; ++s) {
+        const uint8_t* block = w.step(b, s);
+        auto* to = reinterpret_cast<int32_t*>(w.sums->at) + w.tiling.place(b, s / w.steps, w.segments, kColumns);
+        for (int i = 0; i < kBlock; ++i) {
+          // Rows that only fill the last step meet activations of 0, whatever their codes: they must not count here.
+          const int64_t row = s * kRows + i % 4;
+          const int low = block[i] & 15, high = block[i] >> 4;
+          if (row < w.k) to[i / 4] += table.empty() ? low - 8 : static_cast<int>(table[low]);
+          if (row + 4 < w.k) to[i / 4] += table.empty() ? high - 8 : static_cast<int>(table[high]);
+        }
+      }
+    }
+  }
+
+  std::unique_ptr<Product> product_;
+};
+
+DLAS_ENTER(LowBit, "MatMulW4A8", "w4a8");
+DLAS_ENTER(LowBit, "MatMulNBits", "w4a8");
+DLAS_ENTER(LowBit, "MatMulPo2", "po2-gemv");
+
+}  // namespace
+}  // namespace dlas::DLAS_NS
