@@ -36,7 +36,10 @@ class FirstLayer(NativeKernel):
 
     def forms(self, node: Node, context: Context) -> Sequence[Form]:
         """Plain image in, blocked out; a fused residual is blocked as well."""
-        inputs = tuple(Layout.PLAIN if index < 3 else Layout.BLOCKED for index in range(len(node.inputs)))
+        inputs = tuple(
+            Layout.BLOCKED if index == 3 and given else Layout.PLAIN
+            for index, given in enumerate(node.inputs)
+        )
         return (Form(inputs, (Layout.BLOCKED,)),)
 
     def cost(self, node: Node, form: Form, context: Context) -> float:

@@ -18,11 +18,12 @@ constexpr int kPixels[5] = {0, 12, 6, 4, 3};  // 12 of 16
 
 struct TileJob {
   const float* x;        // pixel p of step s is at x + steps[s] + p * lanes
-  const float* w;        // [step][lane][NB][VL]
+  const float* w;        // of step s at w + w_steps[s], or where w_steps is null one after the other; [lane][NB][VL]
   const float* bias;     // NB vectors
   float* y;              // block b of pixel p is at y + b * y_block + p * y_pixel
   const float* add;      // added before the activation, or null
   const int64_t* steps;  // in elements
+  const int64_t* w_steps;
   int64_t count;
   int64_t y_block, y_pixel, add_block, add_pixel;
   const Epilogue* epilogue;

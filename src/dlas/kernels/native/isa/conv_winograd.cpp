@@ -175,9 +175,11 @@ class Winograd {
 
  private:
   void choose() {
-    // Half of L2 for the panel; the rest is for weights that pass through and for the sums.
-    const int64_t most = std::max<int64_t>(kPixels[1], kL2 / 2 / (points_ * cb_ * VL * sizeof(float)));
+    // An eighth of L2 for the panel: sums, and weights that pass through, need the rest. More tiles where all weights
+    // do not fit and would come from further away for every panel.
     const int64_t weights = points_ * cb_ * kb_ * VL * VL * sizeof(float);
+    const int64_t most =
+        std::max<int64_t>(weights > kL2 ? 16 : 7, kL2 / 8 / (points_ * cb_ * VL * sizeof(float)));
     int64_t panels = (tiles_ + most - 1) / most;
     const int threads = api().threads(ctx_);
     // Threads share the weights of a panel unless every L2 holds them anyway.
