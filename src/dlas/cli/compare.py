@@ -28,7 +28,8 @@ def add_to(app: typer.Typer) -> None:
 def compare(
     source: Annotated[str, typer.Argument(help="The network that is right by definition.")],
     targets: Annotated[
-        list[str] | None, typer.Argument(help="Its conversions; none compares back ends on the source.")
+        list[str] | None,
+        typer.Argument(help="Its conversions; none runs the source itself on the paths."),
     ] = None,
     data: Data = "",
     split: Split = "",
@@ -36,7 +37,8 @@ def compare(
         str,
         typer.Option(
             help="Back ends to run the targets on as well, such as ort:O0,tvm:O0..O3@x86-64-v3/2,openvino:bf16; "
-            "all (installed ones), or levels (every level of each)."
+            "all (installed ones), or levels (every level of each). Without any and without a target: ONNX Runtime "
+            "without optimisation, and every installed back end as it is by default.",
         ),
     ] = "",
     rows: Annotated[int, typer.Option(help="Rows to use at most.", min=1)] = 200,
@@ -79,16 +81,16 @@ def compare(
     from dlas import api
     from dlas.verify.differential import gate
     from dlas.verify.differential.times import PROTOCOL
-    from dlas.verify.paths import parse_paths
+    from dlas.verify.paths import USUAL, parse_paths
 
-    chosen = paths or ("" if targets else "all")
+    chosen = paths or ("" if targets else USUAL)
     parse_paths(chosen)  # a wrong name is told before anything is read
     _writable({"--report": report, "--junit": junit, "--csv": csv})
     before = gate.read_baseline(baseline) if baseline else None
     samples = api.dataset(data or None, split)
     found = api.compare(
         source,
-        *(targets or [source]),
+        *(targets or []),
         data=samples,
         paths=[chosen],
         rows=rows,

@@ -27,6 +27,8 @@ _WORDS = {
 _RISING = {"onnxruntime", "tvm", "iree"}  # their values are optimisation levels, least first
 _FORM = re.compile(r"(?P<body>[^@/]+)(?:@(?P<isa>[^@/]+))?(?:/(?P<threads>[^@/]+))?")
 ALL, LEVELS = "all", "levels"
+USUAL = "ort:O0,all"
+"""For a network that nothing else is said of: ONNX Runtime without optimisation, and each back end as it is."""
 
 
 @dataclass(frozen=True)

@@ -71,6 +71,23 @@ def test_paths_are_rows_with_labels_rankings_and_times() -> None:
     assert {"dlas", "onnxruntime"} <= set(report.versions)
 
 
+def test_a_network_alone_runs_on_every_back_end_that_is_there(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("dlas.verify.paths.installed_backends", lambda: ["onnxruntime", "torch"])
+    rows = {"data": "digits", "split": "test", "rows": 8}
+    assert [row.path for row in dlas.compare("digits-cnn", **rows).paths] == [
+        "ort:O0",
+        "onnxruntime",
+        "torch",
+    ]
+    assert [row.path for row in dlas.compare("digits-cnn", paths=["torch"], **rows).paths] == ["torch"]
+    command = ["compare", "digits-cnn", "--data", "digits", "--split", "test", "--rows", "8", "--no-time"]
+    assert run_command(command) == 0
+    printed = capsys.readouterr().out
+    assert all(word in printed for word in ("ort:O0", "onnxruntime", "torch"))
+
+
 def test_a_file_on_its_own_runtime_is_timed_beside_its_paths(hurt: Path) -> None:
     asked = {"data": "digits", "split": "test", "rows": 4, "timing": FAST}
     report = dlas.compare("digits-cnn", hurt, paths=["ort:O0"], **asked)
