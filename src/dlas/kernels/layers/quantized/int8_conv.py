@@ -13,7 +13,6 @@ import numpy as np
 from dlas.kernels.kernel import Context, Form, NativeKernel, Node, kernels
 from dlas.kernels.layers.conv._window import padding
 from dlas.kernels.layers.quantized._bytes import PRODUCTS, framed, is_bytes
-from dlas.kernels.layout import Layout
 
 
 @kernels.register("int8-conv")
@@ -44,32 +43,3 @@ class Int8Conv(NativeKernel):
         vectors = -(-weight[0] // context.block)
         steps = -(-int(np.prod(weight[1:])) // 4) * node.attributes.get("group", 1)
         return 1e-6 + PRODUCTS * out[0] * out[2] * out[3] * vectors * (steps + 6) / self.rate
-
-
-@kernels.register("int8-dense")
-class Int8Dense(NativeKernel):
-    """The convolution's tiles over rows of a matrix."""
-
-    name = "int8-dense"
-    ops: ClassVar[tuple[str, ...]] = ("QDense",)
-    summary = "8-bit matrix product with constant weights (O, I)"
-    rate = 0.7
-
-    def refuses(self, node: Node, context: Context) -> str:
-        """Matrices of bytes, weights int8 (or int16)."""
-        weight = node.constant(1)
-        if not is_bytes(node.operand(0), 2) or not is_bytes(node.output, 2):
-            return "it takes and gives int8 or uint8 matrices (N, I)"
-        if weight is None or weight.dtype not in (np.int8, np.int16):
-            return "its weights are constant int8, or int16"
-        return ""
-
-    def forms(self, node: Node, context: Context) -> Sequence[Form]:
-        """Plain."""
-        return (Form.all(node, Layout.PLAIN),)
-
-    def cost(self, node: Node, form: Form, context: Context) -> float:
-        """As the convolution; a single row waits for its weights."""
-        outs, ins = node.operand(1).shape
-        rows = node.operand(0).shape[0]
-        return 1e-6 + PRODUCTS * rows * -(-outs // context.block) * (-(-ins // 4) + 6) / self.rate

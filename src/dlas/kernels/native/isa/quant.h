@@ -149,6 +149,11 @@ class Requantization {
   // What `node` says of `count` channels.
   Requantization(const dlas_node* node, int count, bool flip_output);
 
+  // One multiplier for all; no bounds but those of the type, and its zero point is that of uint8.
+  Requantization(int64_t multiplier, int64_t shift, Rounding rounding, int zero_point)
+      : multipliers_{multiplier}, shifts_{shift}, rounding_(rounding), zero_point_(zero_point), low_(0), high_(255),
+        flip_(0) {}
+
   bool fast() const { return fast_; }
   // Zero-point and mode-dependent part of the bias.
   int32_t bias_offset() const { return fast_ && rounding_ != kOnnx ? 1 << 30 : 0; }
@@ -259,6 +264,21 @@ class Requantization {
   template <int L, int NV, bool interleaved>
   DLAS_INLINE void finish(int32_t* sums, const int32_t* constants, int pixels, uint8_t* const* y, int count) const;
 
+  // Four vectors of numbers, clamped, as bytes at y.
+  template <int L, bool interleaved>
+  DLAS_INLINE void put(typename Lanes<L>::I a, typename Lanes<L>::I b, typename Lanes<L>::I c,
+                       typename Lanes<L>::I d, uint8_t* y, int count) const;
+
+  // Numbers from sums that carry `bias_offset()`; one vector, any way.
+  template <int L>
+  DLAS_INLINE typename Lanes<L>::I number(typename Lanes<L>::I sums, const int32_t* constants) const {
+    if (fast_ && rounding_ != kOnnx) return scale<L>(sums, constants);
+    alignas(64) int32_t at[L];
+    store_lanes<L>(at, sums);
+    scale_slowly<L>(at, constants, 1, 1);
+    return load_lanes<L>(at);
+  }
+
   int low() const { return low_; }
   int high() const { return high_; }
   uint8_t flip() const { return flip_; }
@@ -274,15 +294,19 @@ class Requantization {
   bool fast_ = true;
 };
 
+inline Rounding rounding_of(const dlas_node* node) {
+  const char* rounding = "double";
+  api().get_string(node, "rounding", &rounding);
+  return std::strcmp(rounding, "single") == 0 ? kSingle : std::strcmp(rounding, "onnx") == 0 ? kOnnx : kDouble;
+}
+
 inline Requantization::Requantization(const dlas_node* node, int count, bool flip_output)
     : flip_(flip_output ? 0x80 : 0) {
   const int move = flip_output ? 128 : 0;
   zero_point_ = static_cast<int>(get(node, "y_zero_point", 0)) + move;
   low_ = static_cast<int>(get(node, "act_min", 0 - move)) + move;
   high_ = static_cast<int>(get(node, "act_max", 255 - move)) + move;
-  const char* rounding = "double";
-  api().get_string(node, "rounding", &rounding);
-  rounding_ = std::strcmp(rounding, "single") == 0 ? kSingle : std::strcmp(rounding, "onnx") == 0 ? kOnnx : kDouble;
+  rounding_ = rounding_of(node);
   if (rounding_ == kOnnx) {
     low_float_ = static_cast<float>(low_ - zero_point_), high_float_ = static_cast<float>(high_ - zero_point_);
     const DLTensor* scales = input(node, 3);
@@ -295,9 +319,7 @@ inline Requantization::Requantization(const dlas_node* node, int count, bool fli
 }
 
 inline bool requantizes(const dlas_node* node, int64_t channels) {
-  const char* rounding = "double";
-  api().get_string(node, "rounding", &rounding);
-  if (std::strcmp(rounding, "onnx") == 0) {
+  if (rounding_of(node) == kOnnx) {
     const DLTensor* scales = input(node, 3);
     return scales && scales->data && scales->dtype.code == 2 &&
            (scales->ndim == 0 || scales->shape[0] == 1 || scales->shape[0] == channels);
@@ -361,14 +383,24 @@ DLAS_INLINE void store_bytes(uint8_t* y, typename Lanes<L>::B bytes, int count) 
   std::memcpy(y, &bytes, count);
 }
 
+template <int L, bool interleaved>
+DLAS_INLINE void Requantization::put(typename Lanes<L>::I a, typename Lanes<L>::I b, typename Lanes<L>::I c,
+                                     typename Lanes<L>::I d, uint8_t* y, int count) const {
+  using B = typename Lanes<L>::B;
+  const B low = B{} + static_cast<uint8_t>(low_), high = B{} + static_cast<uint8_t>(high_), flip = B{} + flip_;
+  B bytes = saturate<L>(a, b, c, d);
+  if constexpr (!interleaved) bytes = in_order<L>(bytes);
+  bytes = bytes > low ? bytes : low;
+  bytes = (bytes < high ? bytes : high) ^ flip;
+  store_bytes<L>(y, bytes, count);
+}
+
 template <int L, int NV, bool interleaved>
 DLAS_INLINE void Requantization::finish(int32_t* sums, const int32_t* constants, int pixels, uint8_t* const* y,
                                         int count) const {
   using I = typename Lanes<L>::I;
-  using B = typename Lanes<L>::B;
   const bool slow = !fast_ || rounding_ == kOnnx;
   if (slow) scale_slowly<L>(sums, constants, NV, pixels);
-  const B low = B{} + static_cast<uint8_t>(low_), high = B{} + static_cast<uint8_t>(high_), flip = B{} + flip_;
   for (int p = 0; p < pixels; ++p) {
     I v[4] = {};
 #pragma GCC unroll 4
@@ -377,11 +409,7 @@ DLAS_INLINE void Requantization::finish(int32_t* sums, const int32_t* constants,
 #pragma GCC unroll 4
       for (int i = 0; i < NV; ++i) v[i] = scale<L>(v[i], constants + i * kConstants * L);
     }
-    B bytes = saturate<L>(v[0], v[1], v[2], v[3]);
-    if constexpr (!interleaved) bytes = in_order<L>(bytes);
-    bytes = bytes > low ? bytes : low;
-    bytes = (bytes < high ? bytes : high) ^ flip;
-    store_bytes<L>(y[p], bytes, count);
+    put<L, interleaved>(v[0], v[1], v[2], v[3], y[p], count);
   }
 }
 
@@ -396,6 +424,18 @@ inline bool is_weight(const DLTensor* w) { return w && w->data && w->dtype.code 
 inline int weight_at(const DLTensor* w, int64_t i) {
   return w->dtype.bits == 8 ? static_cast<const int8_t*>(w->data)[i] : static_cast<const int16_t*>(w->data)[i];
 }
+// A tensor as runs of neighbouring bytes: the two last of four axes, or all of it.
+struct Runs {
+  int64_t count, size;
+  explicit Runs(const DLTensor* t) : count(1), size(1) {
+    for (int d = 0; d < t->ndim; ++d) size *= t->shape[d];
+    if (t->ndim == 4 && size) count = t->shape[0] * t->shape[1], size /= count;
+  }
+  static int64_t offset(const DLTensor* t, int64_t run) {
+    return t->ndim == 4 ? run / t->shape[1] * t->strides[0] + run % t->shape[1] * t->strides[1] : 0;
+  }
+};
+
 inline bool use_vnni() { return DLAS_VL == 16 && dlas::has_vnni(); }
 
 }  // namespace dlas::DLAS_NS
