@@ -40,7 +40,22 @@ __attribute__((noinline)) void tile(const Tile& t) {
   }
   const float *a = t.a, *b = t.b;
   const int64_t a_row = t.a_row, a_k = t.a_k, b_k = t.b_k;
-  for (int64_t k = t.k; k > 0; --k, a += a_k, b += b_k) {
+  int64_t k = t.k;
+  if constexpr (M == 1 && N == kWide) {
+    // Two streams of B and two sums: one row alone waits for its own additions, and for the memory.
+    const int64_t half = k / 2;
+    const float *a2 = a + half * a_k, *b2 = b + half * b_k;
+    V other[N] = {};
+    for (int64_t i = half; i > 0; --i, a += a_k, b += b_k, a2 += a_k, b2 += b_k) {
+      const V value = splat(*a), value2 = splat(*a2);
+#pragma GCC unroll 4
+      for (int n = 0; n < N; ++n) acc[0][n] += value * load(b + n * VL), other[n] += value2 * load(b2 + n * VL);
+    }
+#pragma GCC unroll 4
+    for (int n = 0; n < N; ++n) acc[0][n] += other[n];
+    a = a2, b = b2, k -= 2 * half;
+  }
+  for (; k > 0; --k, a += a_k, b += b_k) {
     V column[N];
 #pragma GCC unroll 4
     for (int n = 0; n < N; ++n) column[n] = load(b + n * VL);

@@ -1,0 +1,18 @@
+"""Gated recurrent unit with unstructured sparse recurrent weights."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from dlas.kernels.kernel import kernels
+from dlas.kernels.layers.recurrent._cells import Recurrent
+
+
+@kernels.register("gru-csr")
+class GruCsr(Recurrent):
+    """The zeros of R are left out when it is prepared; the state stays in registers and each weight picks from it."""
+
+    name = "gru-csr"
+    ops: ClassVar[tuple[str, ...]] = ("GRU",)
+    summary = "GRU without the zeros of its recurrent weights"
+    sparse = True
