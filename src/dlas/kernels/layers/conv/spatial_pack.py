@@ -21,6 +21,7 @@ class SpatialPack(NativeKernel):
     ops: ClassVar[tuple[str, ...]] = ("Conv",)
     summary = "dense convolution, blocks of output channels in registers"
     rate = 0.9
+    version = 2
     in_place: ClassVar[tuple[int, ...]] = (3,)
 
     def refuses(self, node: Node, context: Context) -> str:
@@ -41,8 +42,6 @@ class SpatialPack(NativeKernel):
         return (Form.all(node, Layout.BLOCKED, halo=padding(node)),)
 
     def cost(self, node: Node, form: Form, context: Context) -> float:
-        """Lanes of the last block that hold no channel work as well."""
-        weight = node.operand(1).shape
-        block = context.block
-        waste = (-(-weight[0] // block) * block / weight[0]) * (-(-weight[1] // block) * block / weight[1])
-        return super().cost(node, form, context) * waste
+        """Lanes of the last block that hold no output channel work as well."""
+        outs, block = node.operand(1).shape[0], context.block
+        return super().cost(node, form, context) * (-(-outs // block) * block / outs)

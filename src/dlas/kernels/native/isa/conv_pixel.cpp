@@ -95,6 +95,7 @@ class GspcPixel {
     const DLTensor *x = input(node, 0), *w = input(node, 1), *y = output(node, 0);
     if (!x || !w || x->ndim != 4 || y->ndim != 4) return refuse("gspc-pixel needs plain images in and out");
     if (!w->data) return refuse("gspc-pixel needs constant weights");
+    if (y->shape[2] < 1 || y->shape[3] < 1) return refuse("gspc-pixel was given an output without pixels");
     return 1;
   }
 

@@ -10,6 +10,7 @@
 #include <utility>
 #include <vector>
 
+#include "cut.h"
 #include "layer.h"
 
 namespace dlas::DLAS_NS {
@@ -114,6 +115,7 @@ class TapConv {
     if (!x || !w || x->ndim != 5 || y->ndim != 5 || x->shape[4] != VL || y->shape[4] != VL)
       return refuse(std::string(name) + " needs blocked input and output");
     if (!w->data) return refuse(std::string(name) + " needs constant weights");
+    if (y->shape[2] < 1 || y->shape[3] < 1) return refuse(std::string(name) + " was given an output without pixels");
     return 1;
   }
 
@@ -210,24 +212,14 @@ class TapConv {
               }
   }
 
-  // Tiles of a row; one of P pixels takes about as long as P + 2, and those of less than 4 wait for their sums.
   void cut_row() {
+    const auto all = std::make_integer_sequence<int, kStripCount>();
+    const bool skips = window_.sw == 2 && most_taps_ > 1;
     for (int64_t phase = 0; phase < std::min<int64_t>(phases_, ow_); ++phase) {
-      const int64_t pixels = (ow_ - phase + phases_ - 1) / phases_;
-      std::vector<int64_t> cost(pixels + 1, 0);
-      std::vector<int> choice(pixels + 1, 0);
-      for (int64_t p = 1; p <= pixels; ++p) {
-        cost[p] = INT64_MAX;
-        for (int i = 0; i < kStripCount && kStrips[i] <= p; ++i) {
-          const int64_t with = cost[p - kStrips[i]] + std::max(kStrips[i], 4) + 2;
-          if (with < cost[p]) cost[p] = with, choice[p] = i;
-        }
-      }
-      const auto all = std::make_integer_sequence<int, kStripCount>();
-      for (int64_t p = pixels; p > 0; p -= kStrips[choice[p]]) {
-        const bool skips = window_.sw == 2 && most_taps_ > 1;
-        pieces_.push_back({skips ? strip_of<Permuted, 2>(choice[p], all) : strip_of<Permuted, 1>(choice[p], all),
-                           phase + (pixels - p) * phases_});
+      int64_t from = phase;
+      for (const int i : cut((ow_ - phase + phases_ - 1) / phases_, kStrips, kStripCount, 4)) {
+        pieces_.push_back({skips ? strip_of<Permuted, 2>(i, all) : strip_of<Permuted, 1>(i, all), from});
+        from += kStrips[i] * phases_;
       }
     }
   }
