@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from dlas.runtime.backend import Executable
     from dlas.runtime.bench import BenchRow
     from dlas.runtime.engine.plan import Plan
+    from dlas.runtime.engine.profile import Profile
     from dlas.verify.conversion import Conversion
     from dlas.verify.differential.compare import CompareReport
     from dlas.verify.localize.report import LocalizeReport
@@ -497,6 +498,36 @@ def bench(
     )
 
 
+def profile(
+    model: str | Path | Model,
+    backend: str = "engine",
+    *,
+    threads: int = 1,
+    target: str = "host",
+    runs: int = 50,
+    tell: Callable[[str], None] = lambda text: None,
+) -> Profile:
+    """Time a network on the engine step by step, against the limits of this machine.
+
+    Args:
+        model: The network.
+        backend: The engine with its options, such as ``engine:policy=measure``.
+        threads: Threads.
+        target: Device, such as ``host:isa=x86-64-v3``.
+        runs: Runs behind every median.
+        tell: Receives one line per step.
+
+    Raises:
+        UnsupportedError: The engine cannot run the network here.
+    """
+    from dlas.core.options import Choice
+    from dlas.runtime.profiling import profile as run
+
+    if Choice.parse(backend).name != "engine":
+        raise OptionError("backend", backend, "engine, with or without options", "Executable.profile has the others")
+    return run(load(model), choice=backend, threads=threads, target=target, runs=runs, tell=tell)
+
+
 def optimize(
     model: str | Path | Model,
     *,
@@ -506,6 +537,7 @@ def optimize(
     threads: int = 1,
     isa: str = "native",
     exact: bool = False,
+    plugins: Sequence[str | Path] = (),
 ) -> tuple[Plan, list[tuple[str, str, str, str]]]:
     """Choose a kernel for every layer.
 
@@ -517,6 +549,7 @@ def optimize(
         threads: Threads.
         isa: Instruction set.
         exact: Leave out kernels that differ from the reference by more than rounding.
+        plugins: Shared objects with layers of your own; loading one runs its code.
 
     Returns:
         The plan, and one row per layer: name, operator, kernel, layouts.

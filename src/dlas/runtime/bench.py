@@ -193,14 +193,15 @@ def bench(
         built = {}
         for backend in backends:
             tell(f"compile for {backend}")
-            built[backend] = _build(backend, folder, target, timeout_s)
+            built[backend] = build(backend, folder, target, timeout_s)
         for count in threads:
             tell(f"time with {count} thread(s)")
             rows += _time(built, count, target, protocol, layers, timeout_s)
     return rows
 
 
-def _build(backend: str, folder: Path, target: str, timeout_s: float) -> Path | WorkerFailure:
+def build(backend: str, folder: Path, target: str, timeout_s: float) -> Path | WorkerFailure:
+    """Compile ``model.onnx`` of ``folder`` in a worker: the artifact, or why there is none."""
     place = Path(tempfile.mkdtemp(prefix=Choice.parse(backend).name + "-", dir=folder))
     try:
         with Worker(name="compiler") as worker:

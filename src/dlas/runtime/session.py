@@ -170,6 +170,14 @@ def profile(repeats: int = 30) -> list[dict[str, Any]]:
     return [asdict(row) for row in session.executable.profile(session.feed, repeats)]
 
 
+def steps(runs: int = 50) -> dict[str, Any]:
+    """What :func:`dlas.runtime.engine.profile.measure_steps` says of the opened artifact, which is of the engine."""
+    from dlas.runtime.engine.profile import measure_steps
+
+    session = _opened()
+    return measure_steps(session.executable, session.feed, runs)
+
+
 def memory() -> dict[str, Any]:
     """Memory of loading and the first run, taken by :func:`open` before any data set came into this process.
 
@@ -269,5 +277,5 @@ def _filled(rows: np.ndarray, batch: int) -> np.ndarray:
 
 __all__ = [
     "all_outputs", "build", "close", "energy", "feed", "hold_to", "memory", "open", "outputs", "profile", "sample",
-    "warm_up",
+    "steps", "warm_up",
 ]  # fmt: skip

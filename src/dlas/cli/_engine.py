@@ -1,0 +1,62 @@
+"""Options of the engine that several commands share."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from dlas.core.errors import OptionError
+from dlas.core.options import Choice
+
+Policy = Annotated[
+    str,
+    typer.Option(
+        help="How the engine chooses kernels: portfolio (default), measure, rules, or fixed (--impl)."
+    ),
+]
+Impl = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="Kernel the engine must use, such as Conv=gspc or node:/layer1/conv=onnxruntime; the last one wins."
+    ),
+]
+Isa = Annotated[str, typer.Option(help="Instruction set, such as x86-64-v3.")]
+
+
+def engine_choice(backend: str, policy: str = "", impl: list[str] | None = None) -> str:
+    """``backend`` with the engine's options from the command line added, checked for names that nothing has.
+
+    Raises:
+        OptionError: They are given and the back end is another.
+        UnknownNameError: No such kernel.
+    """
+    from dlas.runtime.backends.engine import POLICIES
+    from dlas.runtime.engine.select import Rule
+
+    if policy and policy not in POLICIES:
+        raise OptionError("--policy", policy, "one of " + ", ".join(POLICIES))
+    for text in impl or ():
+        Rule.parse(text)
+    choice = Choice.parse(backend)
+    if not policy and not impl:
+        return str(choice)
+    if choice.name != "engine":
+        name, value = ("--policy", policy) if policy else ("--impl", " ".join(impl or ()))
+        raise OptionError(name, value, f"none with the back end {choice.name}: it is an option of engine")
+    options = choice.as_dict()
+    if policy:
+        options["policy"] = policy
+    if impl:
+        options["impl"] = "+".join(filter(None, (str(options.get("impl", "")), *impl)))
+    return str(Choice.of("engine", **options))
+
+
+def engine_target(target: str, isa: str) -> str:
+    """``target`` held to an instruction set; raises OptionError where it names one of its own."""
+    if not isa:
+        return target
+    choice = Choice.parse(target)
+    if "isa" in choice.as_dict():
+        raise OptionError("--isa", isa, f"none beside --target {target}, which names one")
+    return str(Choice.of(choice.name, **{**choice.as_dict(), "isa": isa}))
