@@ -37,6 +37,9 @@ def optimize(
     exact: Annotated[
         bool, typer.Option("--exact", help="Leave out kernels that differ by more than rounding (winograd).")
     ] = False,
+    plugin: Annotated[
+        list[Path] | None, typer.Option(help="Shared object with layers of your own; loading it runs its code.")
+    ] = None,
     output: Annotated[Path | None, typer.Option("-o", "--output", help="Plan file to write (JSON).")] = None,
     force: Annotated[bool, typer.Option("--force", help="Overwrite the output.")] = False,
     architecture: Architecture = "",
@@ -56,6 +59,7 @@ def optimize(
         threads=threads,
         isa=isa,
         exact=exact,
+        plugins=plugin or (),
     )
     if output is not None:
         plan.write(output)

@@ -37,6 +37,7 @@ class EngineOptions:
     without: str = option("", "passes to leave out, such as fuse-residual+fuse-activation")
     exact: bool = option(False, "leave out kernels whose results differ by more than rounding (winograd)")
     plan: str = option("", "plan file to follow")
+    plugin: str = option("", "shared objects with layers of your own, joined by +; loading one runs its code")
 
 
 @backends.register("engine")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from dlas.core.errors import OptionError
 from dlas.graph.model import Model
 from dlas.kernels.kernel import Context
+from dlas.kernels.plugins import load_plugin
 from dlas.runtime.artifact import Signature
 from dlas.runtime.backend import Executable
 from dlas.runtime.engine.executable import EngineExecutable
@@ -31,6 +32,8 @@ def make(model: Model, signature: Signature, options: EngineOptions, isa: str, t
         ModelError: The plan is of another network.
         OptionError: A rule has another form than ``OP=NAME``.
     """
+    for path in _split(options.plugin):
+        load_plugin(path)
     context = Context.here(threads, isa)
     network = prepared(model, batch=signature.batch, without=_split(options.without))
     rules = [Rule.parse(text) for text in _split(options.impl)]

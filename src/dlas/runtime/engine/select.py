@@ -12,7 +12,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from dlas.core.errors import OptionError, UnknownNameError, UnsupportedError
-from dlas.kernels.kernel import Context, Form, Kernel, Node, kernels
+from dlas.kernels.extension import has_layer
+from dlas.kernels.kernel import Context, Form, Kernel, NativeKernel, Node, kernels
 from dlas.kernels.layout import Layout
 from dlas.runtime.engine.delegate import DELEGATES, delegate_refuses
 from dlas.runtime.engine.network import Call, Network
@@ -82,9 +83,15 @@ class Rule:
         return call.node.name == self.node if self.node else call.node.op == self.op
 
 
-def kernels_for(op: str) -> list[Kernel]:
+def kernels_for(op: str, context: Context) -> list[Kernel]:
     """Every kernel of an operator that this machine can use."""
-    return [member() for _, member in kernels.members() if op in member.ops and not member.missing()]
+    found = []
+    for name, member in kernels.members():
+        if op not in member.ops or member.missing() or context.isa == "numpy":
+            continue
+        if not issubclass(member, NativeKernel) or has_layer(context.isa, op, name):
+            found.append(member())
+    return found
 
 
 def candidates(
@@ -123,7 +130,9 @@ def candidates(
             found.append([Choice("", Form.all(call.node, Layout.PLAIN), None, _ALIAS_S)])
             continue
         op = call.node.op
-        members = by_op.setdefault(op, kernels_for(op) if context.isa != "numpy" else [])
+        if op not in by_op:
+            by_op[op] = kernels_for(op, context)
+        members = by_op[op]
         choices = _choices(call, members, context, exact, cost)
         for rule in (rule for rule in reversed(rules) if rule.covers(call)):
             held, reason = _held(call, rule, members, context, cost)

@@ -60,17 +60,14 @@ struct PyProgram {
   std::vector<nb::object> bound;
 };
 
-PyKernel* make_kernel(std::shared_ptr<dlas_ctx> ctx, const std::string& isa, const std::string& op,
-                      const std::string& name, std::map<std::string, dlas::Attribute> attributes,
-                      std::vector<std::variant<ReadOnly, Spec, std::monostate>> inputs, std::vector<Spec> outputs) {
-  const auto* entry = dlas::find_entry(isa, op, name);
-  if (!entry) throw std::invalid_argument("there is no native kernel " + op + "=" + name + " for " + isa);
-  auto made = std::make_unique<PyKernel>();
+using Input = std::variant<ReadOnly, Spec, std::monostate>;
+
+dlas_node make_node(const std::string& op, std::map<std::string, dlas::Attribute> attributes,
+                    const std::vector<Input>& inputs, const std::vector<Spec>& outputs) {
   dlas_node node{op, std::move(attributes), {}, {}};
   for (auto& input : inputs) {
     if (auto* array = std::get_if<ReadOnly>(&input)) {
       node.inputs.push_back(tensor_of(*array, const_cast<void*>(array->data())));
-      made->constants.push_back(*array);
     } else if (auto* spec = std::get_if<Spec>(&input)) {
       node.inputs.emplace_back(std::get<0>(*spec), std::get<1>(*spec), dtype_of(std::get<2>(*spec)), nullptr);
     } else {
@@ -80,8 +77,35 @@ PyKernel* make_kernel(std::shared_ptr<dlas_ctx> ctx, const std::string& isa, con
   }
   for (auto& spec : outputs)
     node.outputs.emplace_back(std::get<0>(spec), std::get<1>(spec), dtype_of(std::get<2>(spec)), nullptr);
-  made->kernel = std::make_shared<dlas::Kernel>(*entry, std::move(ctx), std::move(node));
+  return node;
+}
+
+const dlas::Entry& entry_of(const std::string& isa, const std::string& op, const std::string& name) {
+  const auto* entry = dlas::find_entry(isa, op, name);
+  if (!entry) throw std::invalid_argument("there is no native kernel " + op + "=" + name + " for " + isa);
+  return *entry;
+}
+
+PyKernel* make_kernel(std::shared_ptr<dlas_ctx> ctx, const std::string& isa, const std::string& op,
+                      const std::string& name, std::map<std::string, dlas::Attribute> attributes,
+                      const std::vector<Input>& inputs, const std::vector<Spec>& outputs) {
+  auto made = std::make_unique<PyKernel>();
+  for (auto& input : inputs)
+    if (auto* array = std::get_if<ReadOnly>(&input)) made->constants.push_back(*array);
+  made->kernel = std::make_shared<dlas::Kernel>(entry_of(isa, op, name), std::move(ctx),
+                                                make_node(op, std::move(attributes), inputs, outputs));
   return made.release();
+}
+
+// Why a kernel cannot compute a node, or an empty string.
+std::string refuses(const std::string& isa, const std::string& op, const std::string& name,
+                    std::map<std::string, dlas::Attribute> attributes, const std::vector<Input>& inputs,
+                    const std::vector<Spec>& outputs) {
+  const dlas_node node = make_node(op, std::move(attributes), inputs, outputs);
+  dlas::take_failure();
+  if (entry_of(isa, op, name).impl.supports(&node)) return "";
+  const std::string reason = dlas::take_failure();
+  return reason.empty() ? "it does not support this node" : reason;
 }
 
 void run_kernel(const PyKernel& self, std::vector<std::optional<ReadOnly>> inputs, std::vector<Array> outputs) {
@@ -115,8 +139,6 @@ void load_plugin(const std::string& path) {
                              std::to_string(DLAS_ABI));
 }
 
-int64_t address(nb::handle, const Array& array) { return reinterpret_cast<int64_t>(array.data()); }
-
 }  // namespace
 
 NB_MODULE(_native, m) {
@@ -128,6 +150,7 @@ NB_MODULE(_native, m) {
     for (const auto& e : dlas::entries()) found.emplace_back(e.isa, e.impl.op, e.impl.name);
     return found;
   });
+  m.def("refuses", &refuses, "isa"_a, "op"_a, "name"_a, "attributes"_a, "inputs"_a, "outputs"_a);
   m.def("load_plugin", &load_plugin, "path"_a);
   m.def("roofline", &dlas::roofline, "isa"_a, "threads"_a, "seconds"_a, nb::call_guard<nb::gil_scoped_release>());
 
@@ -139,9 +162,9 @@ NB_MODULE(_native, m) {
       .def("__init__",
            [](PyKernel* self, std::shared_ptr<dlas_ctx> ctx, const std::string& isa, const std::string& op,
               const std::string& name, std::map<std::string, dlas::Attribute> attributes,
-              std::vector<std::variant<ReadOnly, Spec, std::monostate>> inputs, std::vector<Spec> outputs) {
-             std::unique_ptr<PyKernel> made(make_kernel(std::move(ctx), isa, op, name, std::move(attributes),
-                                                        std::move(inputs), std::move(outputs)));
+              const std::vector<Input>& inputs, const std::vector<Spec>& outputs) {
+             std::unique_ptr<PyKernel> made(
+                 make_kernel(std::move(ctx), isa, op, name, std::move(attributes), inputs, outputs));
              new (self) PyKernel(std::move(*made));
            },
            "context"_a, "isa"_a, "op"_a, "name"_a, "attributes"_a, "inputs"_a, "outputs"_a)
