@@ -20,7 +20,7 @@ void tile(const TileJob& r) {
   const float* w = r.w;
   for (int64_t s = 0; s < r.count; ++s) {
     const float* x = r.x + r.steps[s];
-    if (L > 1 && r.w_steps) w = r.w + r.w_steps[s];
+    if (r.w_steps) w = r.w + r.w_steps[s];
 #pragma GCC unroll 2
     for (int l = 0; l < L; ++l, w += NB * VL) {
       V weight[NB];

@@ -1,10 +1,10 @@
 // Transposed convolution without the products that an upsampled input of zeros would have.
 //
 // With strides s the output falls into s_h * s_w phases, and each is an ordinary convolution of stride 1 with the taps
-// of its own residue: MatMul + col2im, but gathered, so that nothing is added up in memory. Rows outside the input are
-// left out; columns outside it are zeros, except where the input is one pixel wide.
-// Two forms: blocked (a vector of output channels, the shared register tile) and plain (a vector of the pixels of one
-// phase, for few output channels and for groups that are no whole blocks).
+// of its own residue. On blocks that convolution is computed as it stands, by the shared register tile: rows outside
+// the input are left out; columns outside it are zeros, except where the input is one pixel wide. On plain tensors (few
+// output channels, groups that are no whole blocks) vectors of pixels are multiplied by the weights of all taps, and
+// the products of a band of rows are added up by phases: MatMul + col2im.
 
 #include <algorithm>
 #include <map>
@@ -57,7 +57,8 @@ class Transposed {
     return 1;
   }
 
-  Transposed(const dlas_node* node, const dlas_ctx* ctx) : epilogue_(node), ctx_(ctx) {
+  Transposed(const dlas_node* node, const dlas_ctx* ctx) : epilogue_(node), none_(epilogue_), ctx_(ctx) {
+    none_.act = kNone;
     const DLTensor *x = input(node, 0), *w = input(node, 1), *y = output(node, 0);
     const Window v(node);
     groups_ = get(node, "group", 1);
@@ -69,7 +70,7 @@ class Transposed {
     blocked_ ? prepare_blocked(floats(w), floats(b), x) : prepare_plain(floats(w), floats(b));
   }
 
-  size_t workspace() const { return blocked_ ? 0 : (frame_ + api().threads(ctx_) * line_) * sizeof(float); }
+  size_t workspace() const { return api().threads(ctx_) * room_ * sizeof(float); }
 
   void run(const DLTensor* const* in, int, DLTensor* const* out, int, void* scratch) {
     if (blocked_) run_blocked(in[0], out[0]);
@@ -190,136 +191,135 @@ class Transposed {
     });
   }
 
-  // ---- plain
-
-  struct Filters {  // neighbouring output channels of a group
-    int64_t k, count, weights;
-  };
+  // ---- plain: columns[k, i, j][pixel] = weights x pixels for a band of rows, then added up by output row and phase
 
   void prepare_plain(const float* w, const float* b) {
+    taps_ = rows_.kernel * columns_.kernel, products_ = k_ * taps_;
     bias_ = std::make_unique<Packed>(groups_ * k_);
     if (b) std::copy(b, b + groups_ * k_, bias_->at);
-    for (int64_t j = 0; j < columns_.kernel; ++j)
-      before_ = std::max(before_, columns_.back(j) - columns_.base(columns_.first(j * columns_.dilation % columns_.stride)));
-    const int64_t widest = (columns_.out + columns_.stride - 1) / columns_.stride;
-    width_ = (widest + VL - 1) / VL * VL;
-    const int64_t after = std::max<int64_t>(columns_.in, columns_.base(columns_.stride - 1) + width_);
-    pitch_ = (before_ + after + VL) / VL * VL;
-    frame_ = (groups_ * c_ * rows_.in * pitch_ + 15) / 16 * 16;
-    line_ = kFilters * width_ * columns_.stride;
-    const int64_t taps = rows_.kernel * columns_.kernel;
-    weights_ = std::make_unique<Packed>(groups_ * c_ * k_ * taps);
-    for (int64_t g = 0, at = 0; g < groups_; ++g) {
-      for (int64_t k = 0, count; k < k_; k += count) {
-        count = std::min<int64_t>(kFilters, k_ - k);
-        filters_.push_back({g * k_ + k, count, at});
-        for (int64_t c = 0; c < c_; ++c)
-          for (int64_t t = 0; t < taps; ++t)
-            for (int64_t f = 0; f < count; ++f) weights_->at[at++] = w[((g * c_ + c) * k_ + k + f) * taps + t];
-      }
-    }
+    weights_ = std::make_unique<Packed>(groups_ * c_ * products_);  // [group][C][K, KH, KW], as they come
+    std::copy(w, w + groups_ * c_ * products_, weights_->at);
+    zeros_ = std::make_unique<Packed>(kWide * VL);
+    for (int nb = 1; nb <= kWide; ++nb) cuts_[nb] = Cut(1, nb, products_, c_, nb);
     for (int64_t r = 0; r < rows_.stride; ++r) row_taps_.push_back(rows_.taps(r));
     for (int64_t s = 0; s < columns_.stride; ++s) column_taps_.push_back(columns_.taps(s));
+    // Zeros between rows of pixels, so that sums of taps need no edges: what is read before and after a row.
+    for (int64_t s = 0; s < columns_.stride; ++s) {
+      for (int64_t j : column_taps_[s]) {
+        const int64_t from = columns_.base(columns_.first(s)) - columns_.back(j);
+        before_ = std::max(before_, -from), after_ = std::max(after_, from + columns_.count(s) - columns_.in);
+      }
+    }
+    row_ = columns_.in + std::max(before_, after_);
+    width_ = (columns_.out / columns_.stride + 1 + VL) / VL * VL;
+    choose();
+    for (int64_t c = 0; c < c_; ++c) w_steps_.push_back(c * pitch_), x_steps_.push_back(c * products_);
+  }
+
+  void choose() {
+    // A band's pixels and columns stay in L2; a band is not so low that most of its rows are its neighbours' as well.
+    const auto rows = [&](int64_t band) {
+      return std::min(rows_.in, (band - 1 + (rows_.kernel - 1) * rows_.dilation) / rows_.stride + 2);
+    };
+    const int threads = api().threads(ctx_);
+    band_ = rows_.out;
+    while (band_ > 4 * (rows_.kernel * rows_.dilation + rows_.stride) &&
+           ((products_ + c_) * rows(band_) * row_ > kBand ||
+            n_ * groups_ * ((rows_.out + band_ - 1) / band_) < 2 * threads - 2))
+      band_ = (band_ + 1) / 2;
+    // Two spare vectors: whole ones are written, and equal distances of 4 KiB would fall on the same lines of L1.
+    pitch_ = (before_ + rows(band_) * row_ + VL - 1) / VL * VL + 2 * VL;
+    room_ = (products_ + c_) * pitch_ + columns_.stride * width_;
   }
 
   void run_plain(const DLTensor* x, DLTensor* y, float* scratch) const {
-    const int64_t channels = groups_ * c_, count = static_cast<int64_t>(filters_.size());
-    for (int64_t n = 0; n < n_; ++n) {
-      parallel(ctx_, channels * rows_.in, [&](int64_t row, int) {
-        float* to = scratch + row * pitch_;
-        const float* from = floats(x) + n * x->strides[0] + row / rows_.in * x->strides[1] + row % rows_.in * x->strides[2];
-        std::fill(to, to + before_, 0.0f);
-        std::copy(from, from + columns_.in, to + before_);
-        std::fill(to + before_ + columns_.in, to + pitch_, 0.0f);
-      });
-      parallel(ctx_, count * rows_.out, [&](int64_t task, int thread) {
-        const Filters& filters = filters_[task / rows_.out];
-        row_of(filters, task % rows_.out, scratch, scratch + frame_ + thread * line_,
-               floats(y) + n * y->strides[0] + filters.k * y->strides[1] + task % rows_.out * y->strides[2],
-               y->strides[1]);
-      });
+    const int64_t bands = (rows_.out + band_ - 1) / band_;
+    parallel(ctx_, n_ * groups_ * bands, [&](int64_t task, int thread) {
+      const int64_t g = task / bands % groups_, n = task / bands / groups_;
+      const int64_t first = task % bands * band_, last = std::min(first + band_, rows_.out);
+      // Input rows that the band reads.
+      const int64_t reach = (rows_.kernel - 1) * rows_.dilation;
+      const int64_t from = std::clamp<int64_t>((first + rows_.pad - reach) / rows_.stride, 0, rows_.in);
+      const int64_t to = std::clamp<int64_t>(rows_.base(last - 1) + 1, from, rows_.in);
+      float* columns = scratch + thread * room_;
+      float* pixels = columns + products_ * pitch_;
+      float* lines = pixels + c_ * pitch_;
+      const float* image = floats(x) + n * x->strides[0];
+      copy(image + g * c_ * x->strides[1] + from * x->strides[2], image + x->strides[0], x->strides, to - from, pixels);
+      multiply(pixels, before_ + (to - from) * row_ - row_ + columns_.in + after_, weights_->at + g * c_ * products_, columns);
+      for (int64_t k = 0; k < k_; ++k)
+        for (int64_t o = first; o < last; ++o)
+          add_up(columns + k * taps_ * pitch_ + before_, o, from, bias_->at[g * k_ + k], lines,
+                 floats(y) + n * y->strides[0] + (g * k_ + k) * y->strides[1] + o * y->strides[2]);
+    });
+  }
+
+  // Whole vectors, in order: what one writes behind its row the next overwrites. Nothing is read behind `end`.
+  void copy(const float* x, const float* end, const int64_t* strides, int64_t rows, float* to) const {
+    for (int64_t c = 0; c < c_; ++c, to += pitch_) {
+      std::fill(to, to + before_, 0.0f);
+      float* row = to + before_;
+      for (int64_t r = 0; r < rows; ++r, row += row_) {
+        const float* from = x + c * strides[1] + r * strides[2];
+        int64_t i = 0;
+        for (; i < columns_.in && end - from >= i + VL; i += VL) store(row + i, load(from + i));
+        for (; i < columns_.in; ++i) row[i] = from[i];
+        for (i = columns_.in; i < row_; i += VL) store(row + i, V{});
+      }
+      for (; row < to + pitch_ - VL; row += VL) store(row, V{});
     }
   }
 
-  // One output row of some filters: each phase into its own line, then every line to its place.
-  void row_of(const Filters& filters, int64_t o, const float* frame, float* lines, float* y, int64_t y_channel) const {
-    const int64_t base = rows_.base(o);
+  void multiply(const float* pixels, int64_t count, const float* weights, float* columns) const {
+    TileJob job{};
+    job.bias = zeros_->at, job.epilogue = &none_, job.steps = x_steps_.data(), job.w_steps = w_steps_.data();
+    job.count = c_, job.y_block = VL, job.y_pixel = pitch_;
+    for (int64_t m = 0, nb; m < count; m += nb * VL) {
+      nb = std::min<int64_t>(kWide, (count - m + VL - 1) / VL);
+      job.w = pixels + m;
+      for (int t = 0; t < cuts_[nb].tiles; ++t) {
+        job.x = weights + cuts_[nb].from(t);
+        job.y = columns + cuts_[nb].from(t) * pitch_ + m;
+        cuts_[nb].run(t, job);
+      }
+    }
+  }
+
+  // One output row of one channel; `first_row` is the input row of the first column.
+  void add_up(const float* columns, int64_t o, int64_t first_row, float bias, float* lines, float* y) const {
+    const int64_t base = rows_.base(o), stride = columns_.stride;
     const auto& taps = row_taps_[rows_.phase(o)];
     const auto range = rows_.range(taps, base, 1);
-    const float* x = frame + filters.k / k_ * c_ * rows_.in * pitch_ + base * pitch_ + before_;
-    for (int64_t phase = 0; phase < columns_.stride; ++phase) {
-      const int64_t count = columns_.count(phase), first = columns_.first(phase);
-      float* line = lines + phase * kFilters * width_;
-      const Part part{&taps, &column_taps_[phase], range, x + columns_.base(first), weights_->at + filters.weights,
-                      bias_->at + filters.k, line};
-      for (int64_t m = 0; m < count;) m += pixels(static_cast<int>(filters.count), part, m, count - m);
-      for (int64_t f = 0; f < filters.count; ++f) {
-        float* to = y + f * y_channel + first;
-        const float* from = line + f * width_;
-        if (columns_.stride == 1) std::copy(from, from + count, to);
-        else if (columns_.stride == 2) for (int64_t m = 0; m < count; ++m) to[2 * m] = from[m];
-        else for (int64_t m = 0; m < count; ++m) to[m * columns_.stride] = from[m];
-      }
-    }
-    if (epilogue_.act)
-      for (int64_t f = 0; f < filters.count; ++f) epilogue_.over(y + f * y_channel, columns_.out);
-  }
-
-  struct Part {
-    const std::vector<int64_t>*row_taps, *column_taps;
-    std::pair<int, int> range;
-    const float *x, *w, *bias;
-    float* line;
-  };
-
-  template <int F, int P>
-  void multiply(const Part& part, int64_t m) const {
-    V acc[F][P];
-#pragma GCC unroll 4
-    for (int f = 0; f < F; ++f)
-#pragma GCC unroll 4
-      for (int p = 0; p < P; ++p) acc[f][p] = splat(part.bias[f]);
-    const int64_t taps = rows_.kernel * columns_.kernel;
-    for (int64_t c = 0; c < c_; ++c) {
-      for (int i = part.range.first; i < part.range.second; ++i) {
-        const int64_t tap = (*part.row_taps)[i];
-        const float* row = part.x + (c * rows_.in - rows_.back(tap)) * pitch_ + m;
-        const float* weights = part.w + (c * taps + tap * columns_.kernel) * F;
-        for (int64_t j : *part.column_taps) {
-          const float* x = row - columns_.back(j);
-          const float* w = weights + j * F;
-#pragma GCC unroll 4
-          for (int p = 0; p < P; ++p) {
-            const V value = load(x + p * VL);
-#pragma GCC unroll 4
-            for (int f = 0; f < F; ++f) acc[f][p] += value * w[f];
-          }
+    for (int64_t phase = 0; phase < stride; ++phase) {
+      const int64_t count = columns_.count(phase), first = columns_.first(phase), left = columns_.base(first);
+      float* line = lines + first * width_;
+      for (int64_t m = 0; m < count; m += VL) {
+        V sum = splat(bias);
+        for (int i = range.first; i < range.second; ++i) {
+          const float* row = columns + taps[i] * columns_.kernel * pitch_ +
+                             (base - rows_.back(taps[i]) - first_row) * row_ + left + m;
+          for (int64_t j : column_taps_[phase]) sum += load(row + j * pitch_ - columns_.back(j));
         }
+        store(line + m, sum);
       }
     }
-#pragma GCC unroll 4
-    for (int f = 0; f < F; ++f)
-#pragma GCC unroll 4
-      for (int p = 0; p < P; ++p) store(part.line + f * width_ + m + p * VL, acc[f][p]);
-  }
-
-  template <int F>
-  int64_t pixels(const Part& part, int64_t m, int64_t left) const {
-    if (left > 2 * VL) return multiply<F, 3>(part, m), 3 * VL;
-    if (left > VL) return multiply<F, 2>(part, m), 2 * VL;
-    return multiply<F, 1>(part, m), VL;
-  }
-  int64_t pixels(int filters, const Part& part, int64_t m, int64_t left) const {
-    switch (filters) {
-      case 1: return pixels<1>(part, m, left);
-      case 2: return pixels<2>(part, m, left);
-      case 3: return pixels<3>(part, m, left);
-      default: return pixels<4>(part, m, left);
+    const int64_t whole = columns_.out / stride;
+    if (stride == 1) {
+      std::copy(lines, lines + whole, y);
+    } else if (stride == 2) {
+      const float* odd = lines + width_;
+      for (int64_t m = 0; m < whole; ++m) y[2 * m] = lines[m], y[2 * m + 1] = odd[m];
+    } else {
+      for (int64_t m = 0; m < whole; ++m)
+        for (int64_t s = 0; s < stride; ++s) y[m * stride + s] = lines[s * width_ + m];
     }
+    for (int64_t s = whole * stride; s < columns_.out; ++s) y[s] = lines[s % stride * width_ + whole];
+    if (epilogue_.act) epilogue_.over(y, columns_.out);
   }
 
-  static constexpr int64_t kFilters = 4;
-  Epilogue epilogue_;
+  static constexpr int kWide = 4;
+  static constexpr int64_t kBand = 160 * 1024;  // floats
+  Epilogue epilogue_, none_;
   const dlas_ctx* ctx_;
   bool blocked_;
   int64_t groups_, n_, c_, k_;
@@ -332,9 +332,12 @@ class Transposed {
   std::vector<Line> lines_;
   std::vector<Steps> steps_;  // [kind of row][piece]
   // plain
-  int64_t before_ = 0, width_ = 0, pitch_ = 0, frame_ = 0, line_ = 0;
-  std::vector<Filters> filters_;
+  int64_t taps_ = 0, products_ = 0, before_ = 0, after_ = 0, row_ = 0, band_ = 0, pitch_ = 0, width_ = 0;
+  int64_t room_ = 0;
+  Cut cuts_[kWide + 1];
+  std::vector<int64_t> x_steps_, w_steps_;
   std::vector<std::vector<int64_t>> row_taps_, column_taps_;
+  std::unique_ptr<Packed> zeros_;
 };
 
 DLAS_ENTER(Transposed, "ConvTranspose", "transpose-col2im");
