@@ -1,4 +1,4 @@
-"""Sum of two maps of bytes with scales of their own, rounded as TFLite does.
+"""Sum of two maps of bytes with scales of their own, rounded as TFLite or XNNPACK does.
 
 Source: TFLite's reference kernels.
 """
@@ -21,7 +21,7 @@ class Int8Add(ByteKernel):
     steps = 12.0
 
     def refuses(self, node: Node, context: Context) -> str:
-        """Two maps of one shape, or the second of one pixel; TFLite's roundings."""
+        """Two maps of one shape, or the second of one pixel; the roundings of TFLite."""
         a, b, y = node.operand(0), node.operand(1), node.output
         if not is_bytes(a) or not is_bytes(b) or not is_bytes(y) or b.constant is not None:
             return "it takes two int8 or uint8 values that are not constant"
@@ -29,5 +29,5 @@ class Int8Add(ByteKernel):
         if a.shape != y.shape or b.shape not in (y.shape, pixel):
             return f"it takes one shape, or one pixel as the second, not {list(a.shape)} and {list(b.shape)}"
         if node.attributes.get("rounding") == "onnx":
-            return "it rounds as TFLite does"
+            return "it rounds as TFLite and XNNPACK do"
         return ""

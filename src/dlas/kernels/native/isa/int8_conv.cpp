@@ -240,7 +240,7 @@ class Convolution {
         for (int64_t i = 0; i < count; ++i) {
           const int64_t k = first + i, v = i / VL, lane = i % VL;
           int32_t* vector = constants + v * kConstants * VL;
-          const int64_t start = (bias ? bias[k] : 0) - zero_point_ * total[k] + requantization_.bias_offset();
+          const int64_t start = (bias ? bias[k] : 0) - zero_point_ * total[k] + static_cast<int64_t>(requantization_.bias_offset());
           vector[kBias * VL + lane] = static_cast<int32_t>(static_cast<uint32_t>(start));
           requantization_.fill(vector, VL, static_cast<int>(lane), static_cast<int>(k));
           pack_channel(w, k, to + v * ways * VL, nb * ways * VL, static_cast<int>(lane));

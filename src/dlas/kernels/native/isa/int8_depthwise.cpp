@@ -240,7 +240,7 @@ class Depthwise {
         int64_t total = 0;
         for (int t = 0; t < window; ++t) total += weight_at(w, c * window + t);
         int32_t* at = constants + vector * kConstants * lanes;
-        const int64_t start = (bias ? bias[c] : 0) - zero_point_ * total + requantization_.bias_offset();
+        const int64_t start = (bias ? bias[c] : 0) - zero_point_ * total + static_cast<int64_t>(requantization_.bias_offset());
         at[kBias * lanes + lane] = static_cast<int32_t>(static_cast<uint32_t>(start));
         requantization_.fill(at, lanes, lane, c);
         pack_channel(w, c, to, vector, lanes, lane);

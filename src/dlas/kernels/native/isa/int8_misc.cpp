@@ -18,12 +18,26 @@ struct Factor {
   // `largest` bounds the sums.
   Factor(int64_t multiplier, int64_t shift, Rounding rounding, int zero_point, int64_t largest)
       : way(multiplier, shift, rounding, zero_point) {
+    fill(largest);
+  }
+  // What `node` says of its output.
+  Factor(const dlas_node* node, int64_t largest)
+      : way(rounding_of(node) == kFloat
+                ? Requantization(static_cast<float>(getf(node, "factor", 0)), moved_zero(node))
+                : Requantization(gets(node, "multipliers", {0})[0], gets(node, "shifts", {0})[0], rounding_of(node),
+                                 moved_zero(node))) {
+    fill(largest);
+  }
+  static int moved_zero(const dlas_node* node) {
+    return static_cast<int>(get(node, "y_zero_point", 0)) + (is_signed(output(node, 0)) ? 128 : 0);
+  }
+  void fill(int64_t largest) {
     way.bound(0, -largest, largest);
     for (int l = 0; l < VL; ++l) way.fill(at(), VL, l, 0);
   }
   int32_t* at() { return reinterpret_cast<int32_t*>(constants.at); }
   const int32_t* at() const { return reinterpret_cast<const int32_t*>(constants.at); }
-  DLAS_INLINE VI operator()(VI sums) const { return way.number<VL>(sums + way.bias_offset(), at()); }
+  DLAS_INLINE VI operator()(VI sums) const { return way.number<VL>(sums + static_cast<int32_t>(way.bias_offset()), at()); }
 };
 
 // ---- two maps ----------------------------------------------------------------------------------------------------
@@ -40,7 +54,7 @@ struct Side {
         flip(is_signed(input(node, index)) ? 0x80 : 0),
         half(get(node, (name + "_multiplier").c_str(), 0) == 1 << 30 && get(node, (name + "_shift").c_str(), 0) == 0),
         factor(get(node, (name + "_multiplier").c_str(), 0), get(node, (name + "_shift").c_str(), 0),
-               rounding_of(node), 0, int64_t{256} << left) {
+               rounding_of(node) == kFloat ? kDouble : rounding_of(node), 0, int64_t{256} << left) {
     if (flip) zero_point += 128;
   }
   DLAS_INLINE VI operator()(VI x) const {
@@ -52,13 +66,25 @@ struct Side {
 struct Sum {
   Side a, b;
   Factor factor;
+  // XNNPACK: both times factors of 21 bits, one shift, halves up.
+  bool once;
+  int32_t first, second, start, shift, zero_point;
   explicit Sum(const dlas_node* node)
       : a(node, 0, "a"),
         b(node, 1, "b"),
-        factor(gets(node, "multipliers", {0})[0], gets(node, "shifts", {0})[0], rounding_of(node),
-               static_cast<int>(get(node, "y_zero_point", 0)) + (is_signed(output(node, 0)) ? 128 : 0),
-               int64_t{512} << a.left) {}
-  DLAS_INLINE VI operator()(VI x, VI z) const { return factor(a(x) + b(z)); }
+        factor(node, int64_t{512} << a.left),
+        once(rounding_of(node) == kFloat),
+        first(static_cast<int32_t>(get(node, "a_multiplier", 0))),
+        second(static_cast<int32_t>(get(node, "b_multiplier", 0))),
+        shift(static_cast<int32_t>(gets(node, "shifts", {1})[0])),
+        zero_point(Factor::moved_zero(node)) {
+    const int64_t half = once ? int64_t{1} << (shift - 1) : 0;
+    start = static_cast<int32_t>(half - int64_t{a.zero_point} * first - int64_t{b.zero_point} * second);
+  }
+  DLAS_INLINE VI operator()(VI x, VI z) const {
+    if (once) return ((x * first + z * second + start) >> shift) + zero_point;
+    return factor(a(x) + b(z));
+  }
 };
 
 struct Product {
@@ -67,8 +93,7 @@ struct Product {
   explicit Product(const dlas_node* node)
       : a_zero(static_cast<int>(get(node, "a_zero_point", 0)) + (is_signed(input(node, 0)) ? 128 : 0)),
         b_zero(static_cast<int>(get(node, "b_zero_point", 0)) + (is_signed(input(node, 1)) ? 128 : 0)),
-        factor(gets(node, "multipliers", {0})[0], gets(node, "shifts", {0})[0], rounding_of(node),
-               static_cast<int>(get(node, "y_zero_point", 0)) + (is_signed(output(node, 0)) ? 128 : 0), 65536) {}
+        factor(node, 65536) {}
   DLAS_INLINE VI operator()(VI x, VI z) const { return factor((x - a_zero) * (z - b_zero)); }
 };
 
@@ -79,7 +104,6 @@ class Binary {
     const DLTensor *a = input(node, 0), *b = input(node, 1), *y = output(node, 0);
     if (!is_byte(a) || !is_byte(b) || !is_byte(y) || a->ndim != y->ndim || b->ndim != y->ndim)
       return refuse("both inputs are bytes, of the output's rank");
-    if (rounding_of(node) == kOnnx) return refuse("it rounds as TFLite does, single or double");
     bool same = true;
     for (int d = 0; d < y->ndim; ++d) {
       if (a->shape[d] != y->shape[d]) return refuse("input 0 has the output's shape");
@@ -220,7 +244,7 @@ class Mean {
   static int supports(const dlas_node* node) {
     const DLTensor *x = input(node, 0), *y = output(node, 0);
     if (!is_byte(x) || !is_byte(y) || x->ndim != 4 || y->ndim != 4) return refuse("it takes and gives bytes, nhwc");
-    if (!requantizes(node, 1) || rounding_of(node) == kOnnx) return refuse("it needs one multiplier and shift");
+    if (rounding_of(node) != kFloat && !requantizes(node, 1)) return refuse("it needs one multiplier and shift");
     return 1;
   }
   Mean(const dlas_node* node, const dlas_ctx* ctx)
@@ -228,9 +252,7 @@ class Mean {
     const DLTensor* x = input(node, 0);
     const int64_t count = x->shape[1] * x->shape[2];
     zero_sum_ = static_cast<int32_t>((get(node, "x_zero_point", 0) + (flip_ ? 128 : 0)) * count);
-    factor_ = std::make_unique<Factor>(
-        gets(node, "multipliers", {0})[0], gets(node, "shifts", {0})[0], rounding_of(node),
-        static_cast<int>(get(node, "y_zero_point", 0)) + (is_signed(output(node, 0)) ? 128 : 0), 256 * count);
+    factor_ = std::make_unique<Factor>(node, 256 * count);
   }
   size_t workspace() const { return 0; }
 
@@ -272,7 +294,8 @@ int64_t rounding_shift(int64_t x, int by) {
 }
 int64_t saturated(int64_t x) { return std::clamp<int64_t>(x, INT32_MIN, INT32_MAX); }
 
-// Along the last axis of a plain tensor. Input 1 holds exp(-d scale) as Q0.31 for d = 0..255, -1 where it counts as 0.
+// Along the last axis of a plain tensor. Input 1 holds exp(-d scale) for d = 0..255: as Q0.31, -1 where it counts as 0
+// (TFLite), or as float32 (XNNPACK).
 class Softmax {
  public:
   static int supports(const dlas_node* node) {
@@ -284,6 +307,10 @@ class Softmax {
   }
   Softmax(const dlas_node* node, const dlas_ctx*)
       : flip_(is_signed(input(node, 0)) ? 0x80 : 0), flip_y_(is_signed(output(node, 0)) ? 0x80 : 0) {
+    if (input(node, 1)->dtype.code == 2) {
+      reals_.assign(floats(input(node, 1)), floats(input(node, 1)) + 256);
+      return;
+    }
     const int32_t* e = static_cast<const int32_t*>(input(node, 1)->data);
     exponentials_.assign(e, e + 256);
     for (int32_t v : exponentials_) terms_.push_back(v < 0 ? 0 : static_cast<int32_t>(rounding_shift(v, 12)));
@@ -295,7 +322,9 @@ class Softmax {
     const int64_t C = x->shape[x->ndim - 1];
     int64_t rows = 1;
     for (int d = 0; d < x->ndim - 1; ++d) rows *= x->shape[d];
-    for (int64_t r = 0; r < rows; ++r) one(bytes_of(x) + r * C, bytes_of(out[0]) + r * C, C);
+    for (int64_t r = 0; r < rows; ++r)
+      reals_.empty() ? one(bytes_of(x) + r * C, bytes_of(out[0]) + r * C, C)
+                     : real(bytes_of(x) + r * C, bytes_of(out[0]) + r * C, C);
   }
 
  private:
@@ -325,7 +354,21 @@ class Softmax {
     for (int64_t i = 0; i < C; ++i) y[i] = result[x[i] ^ flip_];
   }
 
+  void real(const uint8_t* x, uint8_t* y, int64_t C) const {
+    int most = 0;
+    for (int64_t i = 0; i < C; ++i) most = std::max(most, x[i] ^ flip_);
+    float total = 0;
+    for (int64_t i = 0; i < C; ++i) total += reals_[most - (x[i] ^ flip_)];
+    const float factor = 1.0f / (total * (1.0f / 256.0f));
+    for (int64_t i = 0; i < C; ++i) {
+      float share = reals_[most - (x[i] ^ flip_)] * factor;
+      asm("" : "+m"(share));  // rounded before the half is added
+      y[i] = static_cast<uint8_t>(std::min(static_cast<int>(share + 0.5f), 255)) ^ flip_y_;
+    }
+  }
+
   uint8_t flip_, flip_y_;
+  std::vector<float> reals_;
   std::vector<int32_t> exponentials_, terms_;
 };
 
@@ -403,7 +446,7 @@ int64_t size_of(const DLTensor* t) {
 
 constexpr int64_t kPiece = 16384;  // elements of a task
 
-// float32 to bytes: x / scale, rounded (halves away from zero as TFLite, or to even as ONNX), plus the zero point.
+// float32 to bytes: x / scale (XNNPACK: x (1 / scale)), halves away from zero (TFLite) or to even, plus zero point.
 class Quantize {
  public:
   static int supports(const dlas_node* node) {
@@ -413,9 +456,12 @@ class Quantize {
     return 1;
   }
   Quantize(const dlas_node* node, const dlas_ctx* ctx)
-      : ctx_(ctx), scale_(static_cast<float>(getf(node, "scale", 1))), even_(rounding_of(node) == kOnnx) {
+      : ctx_(ctx), scale_(static_cast<float>(getf(node, "scale", 1))), even_(rounding_of(node) == kFloat) {
+    const char* rounding = "";
+    api().get_string(node, "rounding", &rounding);
+    if (std::string(rounding) == "xnnpack") times_ = 1.0f / scale_, scale_ = 1.0f;
     flip_ = is_signed(output(node, 0)) ? 0x80 : 0;
-    zero_point_ = static_cast<int>(get(node, "y_zero_point", 0)) + (flip_ ? 128 : 0);
+    zero_point_ = Factor::moved_zero(node);
     ends_ = std::make_unique<Requantization>(node, 1, flip_ != 0);
   }
   size_t workspace() const { return 0; }
@@ -437,19 +483,19 @@ class Quantize {
  private:
   DLAS_INLINE void block(const float* x, uint8_t* y, int count) const {
     VI v[4];
-    for (int i = 0; i < 4; ++i) v[i] = nearest(load(x + i * VL) / scale_) + zero_point_;
+    for (int i = 0; i < 4; ++i) v[i] = nearest(load(x + i * VL) * times_ / scale_) + zero_point_;
     ends_->put<VL, false>(v[0], v[1], v[2], v[3], y, count);
   }
   DLAS_INLINE VI nearest(V v) const {
     v = vmin(vmax(v, splat(-1024.0f)), splat(1024.0f));
-    if (even_) return as_int(v + 12582912.0f) - 0x4b400000;
+    if (even_) return nearest_even<VL>(v, -1024.0f);
     const VI whole = __builtin_convertvector(v, VI);
     const V rest = v - __builtin_convertvector(whole, V);
     return whole - (rest >= 0.5f) + (rest <= -0.5f);  // a comparison that holds is -1
   }
 
   const dlas_ctx* ctx_;
-  float scale_;
+  float scale_, times_ = 1.0f;
   bool even_;
   uint8_t flip_;
   int zero_point_;

@@ -35,7 +35,7 @@ DLAS_INLINE void decode(const uint8_t* w, int half, VB table, VB* codes) {
 #pragma GCC unroll 16
   for (int v = 0; v < NV; ++v) {
     if constexpr (C == Codes::eight) {
-      codes[v] = load_bytes(w + half * NV * 4 * VL + v * 4 * VL);
+      codes[v] = load_bytes(w + (2 * (v / kParts) + half) * kBlock + v % kParts * 4 * VL);
     } else {
       const VB raw = load_bytes(w + v * 4 * VL);
       codes[v] = half ? raw >> 4 : raw & 15;
@@ -64,12 +64,6 @@ DLAS_INLINE void multiply_step(const uint8_t* w, const int8_t* a, int64_t stride
 DLAS_INLINE V load_scale(const Job& j, int64_t at) {
   return j.half ? load_half(reinterpret_cast<const uint16_t*>(j.scales) + at)
                 : load(reinterpret_cast<const float*>(j.scales) + at);
-}
-
-DLAS_INLINE VI widen(const uint8_t* p) {
-  VI v;
-  for (int i = 0; i < VL; ++i) v[i] = p[i];
-  return v;
 }
 
 // Rows of `results` floats (or int32) to memory, only the columns that exist.
@@ -190,8 +184,6 @@ int height_for(int64_t rows) {
   return kHeightCount - 1;
 }
 
-int64_t rounded(int64_t bytes) { return (bytes + 63) / 64 * 64; }
-
 }  // namespace
 
 int32_t quantize(const float* x, int64_t count, int8_t* a, float* scale, Quantizer quantizer) {
@@ -218,7 +210,7 @@ int32_t quantize(const float* x, int64_t count, int8_t* a, float* scale, Quantiz
   int32_t sum = 0;
   for (i = 0; i < count; i += VL) {
     const int left = static_cast<int>(std::min<int64_t>(VL, count - i));
-    const V v = load_part(x + i, left) * inverse;
+    const V v = hide(load_part(x + i, left) * inverse);  // the rounding of the product is part of the format
     VI q;
     if (quantizer == Quantizer::q8_0) {
       q = __builtin_convertvector(v, VI);

@@ -54,11 +54,28 @@ DLAS_INLINE VB load_bytes(const uint8_t* p) { return *reinterpret_cast<const VBu
 DLAS_INLINE VI splat_int(int32_t x) { return x - VI{}; }
 DLAS_INLINE VI load_int(const int32_t* p) { return *reinterpret_cast<const VIu*>(p); }
 DLAS_INLINE void store_int(int32_t* p, VI v) { *reinterpret_cast<VIu*>(p) = v; }
+DLAS_INLINE VI widen(const uint8_t* p) {
+  typedef uint8_t Narrow __attribute__((vector_size(DLAS_VL)));
+  Narrow bytes;
+  std::memcpy(&bytes, p, DLAS_VL);
+  return __builtin_convertvector(bytes, VI);
+}
 DLAS_INLINE V to_float(VI v) { return __builtin_convertvector(v, V); }
 DLAS_INLINE VI broadcast4(const int8_t* a) {
   int32_t four;
   std::memcpy(&four, a, 4);
   return splat_int(four);
+}
+
+// Hides where a value comes from: a loop keeps what depends on it, and a product is rounded before it is added to.
+template <class T>
+DLAS_INLINE T hide(T value) {
+#if defined(__x86_64__)
+  asm volatile("" : "+v"(value));
+#else
+  asm volatile("" : "+w"(value));
+#endif
+  return value;
 }
 
 // acc + the products of 4 neighbouring bytes each: codes unsigned, a signed; exact. `narrow` wants codes of at most
@@ -194,6 +211,13 @@ struct Weights {
   // `group` rows share a scale; 0: all. Data are filled by the caller, at `place`.
   Weights(int64_t k, int64_t n, int64_t group, Codes codes, int offset);
 
+  // Codes one by one: 4 bits that `step_bytes` of 64 hold, or 8.
+  void put(int64_t row, int64_t column, uint8_t code) {
+    const int64_t in_step = row % kRows, byte = column % kColumns * 4 + in_step % 4, high = in_step / 4;
+    uint8_t* to = step(column / kColumns, row / kRows);
+    if (codes == Codes::eight) to[high * kBlock + byte] = code;
+    else to[byte] |= static_cast<uint8_t>(code << 4 * high);
+  }
   uint8_t* step(int64_t block, int64_t step) const {
     return data->at + tiling.place(block, step, steps * segments, step_bytes);
   }
@@ -246,6 +270,8 @@ class Product {
   std::vector<float> bias_;
   std::vector<int32_t> int_bias_;
 };
+
+inline int64_t rounded(int64_t bytes) { return (bytes + 63) / 64 * 64; }
 
 inline int64_t rows_of(const DLTensor* a) {
   int64_t rows = 1;

@@ -176,8 +176,9 @@ void move_piece(const dlas_ctx* ctx, const Piece& piece, const void* from, void*
   walk.runs(ctx, [&](const int64_t (&at)[2], int64_t count) { copy_row(x + at[0], y + at[1], count, x_step, y_step); });
 }
 
-// Pieces are lists of whole numbers, `piece0`, `piece1` and so on: source (-1 for the fill), target, first element of
-// either, then length, source stride and target stride of each axis. The fill is the attribute `fill`, as bits.
+// Pieces are lists of whole numbers, `piece0`, `piece1` and so on: source (-1 for the fill, -2 - n for output n), target,
+// first element of either, then length, source stride and target stride of each axis. The fill is the attribute `fill`,
+// as bits.
 class Move {
  public:
   static int supports(const dlas_node* node) {
@@ -206,7 +207,8 @@ class Move {
 
   void run(const DLTensor* const* in, int, DLTensor* const* out, int, void*) {
     for (const auto& piece : pieces_) {
-      const void* from = piece.source < 0 ? &fill_ : in[piece.source]->data;
+      const void* from = piece.source >= 0 ? in[piece.source]->data
+                         : piece.source == -1 ? &fill_ : out[-2 - piece.source]->data;
       void* to = out[piece.target]->data;
       switch (bytes_) {
         case 1: move_piece<uint8_t>(ctx_, piece, from, to); break;

@@ -131,19 +131,50 @@ DLAS_INLINE typename Lanes<L>::I upper_halves(typename Lanes<L>::Q even, typenam
   return (typename Lanes<L>::I)((even >> 32) | (odd & 0xffffffff00000000u));
 }
 
-enum Rounding { kDouble, kSingle, kOnnx };
+// 1 in lanes whose upper bit is set and whose `count` is 31; 0 where it is 32.
+template <int L>
+DLAS_INLINE typename Lanes<L>::I sign_term(typename Lanes<L>::I v, typename Lanes<L>::I count) {
+#if defined(__AVX512F__)
+  if constexpr (L == 16) return (typename Lanes<L>::I)_mm512_srlv_epi32((__m512i)v, (__m512i)count);
+#endif
+#if defined(__AVX2__)
+  if constexpr (L == 8) return (typename Lanes<L>::I)_mm256_srlv_epi32((__m256i)v, (__m256i)count);
+#endif
+  return (typename Lanes<L>::I)((typename Lanes<L>::U)v >> 31) & count & 1;
+}
+
+// The nearest integers, halves to even; what is far below `low` may become anything that low.
+template <int L>
+DLAS_INLINE typename Lanes<L>::I nearest_even(typename Lanes<L>::F v, float low) {
+  using I = typename Lanes<L>::I;
+#if defined(__AVX512F__)
+  if constexpr (L == 16) return (I)_mm512_cvtps_epi32((__m512)v);
+#endif
+#if defined(__AVX2__)
+  if constexpr (L == 8) return (I)_mm256_cvtps_epi32((__m256)v);
+#endif
+#if defined(__x86_64__)
+  if constexpr (L == 4) return (I)_mm_cvtps_epi32((__m128)v);
+#endif
+  v = v > low ? v : typename Lanes<L>::F{} + low;
+  return (I)(v + 12582912.0f) - 0x4b400000;  // 1.5 * 2^23: adding it rounds to an integer
+}
+
+enum Rounding { kDouble, kSingle, kAway, kFloat };
 
 // One vector's constants of a requantisation, 7 vectors of L lanes each.
 enum { kBias, kFactorEven, kFactorOdd, kOffsetEven, kOffsetOdd, kShift, kSign, kConstants };
 
-// How sums become bytes: TFLite's two roundings of a fixed-point product, or ONNX's float product.
+// How sums become bytes: three roundings of a fixed-point product, or a float product (ONNX, XNNPACK).
 //
 // With the sum s, multiplier q (31 bits) and shift right e, TFLite's double rounding is
 //   h = floor((2 q s + 2^31) / 2^32),  y = floor((h + 2^(e-1) - [s < 0]) / 2^e) + zero point   (e > 0; y = h for e = 0)
 // (SaturatingRoundingDoublingHighMul is floor(x + 1/2); RoundingDivideByPOT takes halves away from zero; where
-// h = 0 but s < 0 the formula holds as well). The single rounding is floor((2 q s + 2^(31+e)) / 2^(32+e)).
-// Sums carry a bias of 2^30 so that one unsigned multiplication does; whatever else is added is in one constant.
-// Layers whose sums could overflow that take the way of `exact_`, which is the definition, written down.
+// h = 0 but s < 0 the formula holds as well). The single rounding is floor((2 q s + 2^(31+e)) / 2^(32+e)); "away" takes
+// halves away from zero: floor((2 q s + 2^(31+e) - [s < 0]) / 2^(32+e)).
+// Sums carry a bias of 2^31 so that one unsigned multiplication does; whatever else is added is in one constant.
+// Channels that this would overflow, and those with a shift to the left, are computed one by one before, as TFLite's
+// definition says, and pass through the rest as they are.
 class Requantization {
  public:
   // What `node` says of `count` channels.
@@ -152,111 +183,118 @@ class Requantization {
   // One multiplier for all; no bounds but those of the type, and its zero point is that of uint8.
   Requantization(int64_t multiplier, int64_t shift, Rounding rounding, int zero_point)
       : multipliers_{multiplier}, shifts_{shift}, rounding_(rounding), zero_point_(zero_point), low_(0), high_(255),
-        flip_(0) {}
+        low_float_(static_cast<float>(-zero_point)), high_float_(static_cast<float>(255 - zero_point)), flip_(0) {}
+  // The same with a float product.
+  Requantization(float factor, int zero_point) : Requantization(0, 0, kFloat, zero_point) { scales_ = {factor}; }
 
-  bool fast() const { return fast_; }
-  // Zero-point and mode-dependent part of the bias.
-  int32_t bias_offset() const { return fast_ && rounding_ != kOnnx ? 1 << 30 : 0; }
+  // What `sums` have to start from besides the bias.
+  uint32_t bias_offset() const { return rounding_ == kFloat ? 0 : uint32_t{1} << 31; }
 
-  // Decides between the ways, once the bounds of all sums are known.
+  // Says what the sums of a channel lie between; before `fill`.
   void bound(int channel, int64_t low, int64_t high) {
-    if (rounding_ == kOnnx) return;
+    if (rounding_ == kFloat) return;
     const int64_t q = multipliers_[channel], e = -shifts_[channel];
     const int64_t largest = std::max(-low, high) + 1;
-    if (e < 0 || e > 30 || largest >= (1 << 30)) {
-      fast_ = false;
-      return;
+    bool exact = e < 0 || e > 30 || largest > INT32_MAX;
+    if (!exact) {
+      const int64_t product = (largest * q >> 31) + 1, zero = static_cast<int64_t>(std::abs(zero_point_)) << e;
+      exact = product + zero + (int64_t{1} << e) >= INT32_MAX;
     }
-    const int64_t product = (largest * q >> 31) + 1, zero = std::abs(zero_point_) << e;
-    if (product + zero + (int64_t{1} << e) >= INT32_MAX) fast_ = false;
+    if (exact) exact_channels_.push_back(channel);
   }
 
   // Constants of one lane; `to` points at the vector's first constant.
-  void fill(int32_t* to, int lanes, int lane, int channel) const {
-    if (rounding_ == kOnnx) {
+  void fill(int32_t* to, int lanes, int lane, int channel) {
+    if (rounding_ == kFloat) {
       std::memcpy(to + kFactorEven * lanes + lane, &scales_[channel], 4);
       return;
     }
-    if (!fast_) {
-      to[kFactorEven * lanes + lane] = multipliers_[channel];
-      to[kShift * lanes + lane] = shifts_[channel];
-      return;
+    uint64_t q = static_cast<uint32_t>(multipliers_[channel]);
+    int e = static_cast<int>(-shifts_[channel]);
+    bool twice = rounding_ == kDouble && e > 0;
+    if (std::find(exact_channels_.begin(), exact_channels_.end(), channel) != exact_channels_.end()) {
+      exact_.push_back({to, lane, static_cast<int32_t>(q), -e});
+      q = uint64_t{1} << 30, e = 0, twice = false;  // half of twice the number
     }
-    const uint64_t q = static_cast<uint32_t>(multipliers_[channel]);
-    const int e = -shifts_[channel];
-    uint64_t offset = (uint64_t{1} << 31) - (q << 31);
+    uint64_t offset = (uint64_t{1} << 31) - (q << 32);
     int64_t upper = static_cast<int64_t>(zero_point_) * (int64_t{1} << e);
-    const bool twice = rounding_ == kDouble && e > 0;
     if (twice) upper += (int64_t{1} << (e - 1)) - 1;  // the sign gives 1 back to sums that are not negative
-    if (rounding_ == kSingle) offset += (uint64_t{1} << 31 << e) - (uint64_t{1} << 31);
+    if (rounding_ == kSingle || rounding_ == kAway) offset += (uint64_t{1} << 31 << e) - (uint64_t{1} << 31);
     offset += static_cast<uint64_t>(upper) << 32;
     const bool odd = lane & 1;
     const uint32_t doubled = static_cast<uint32_t>(q << 1);
     to[(odd ? kFactorOdd : kFactorEven) * lanes + (lane & ~1)] = static_cast<int32_t>(doubled);
     std::memcpy(to + (odd ? kOffsetOdd : kOffsetEven) * lanes + (lane & ~1), &offset, 8);
     to[kShift * lanes + lane] = e;
-    to[kSign * lanes + lane] = twice ? 30 : 31;
+    to[kSign * lanes + lane] = twice ? 31 : 32;
   }
 
   // Sums as numbers that only have to be clamped.
   template <int L>
   DLAS_INLINE typename Lanes<L>::I scale(typename Lanes<L>::I sums, const int32_t* constants) const {
     using I = typename Lanes<L>::I;
-    using U = typename Lanes<L>::U;
     using Q = typename Lanes<L>::Q;
     const Q even = even_products<L>((Q)sums, (Q)load_lanes<L>(constants + kFactorEven * L)) +
                    (Q)load_lanes<L>(constants + kOffsetEven * L);
     const Q odd = even_products<L>((Q)sums >> 32, (Q)load_lanes<L>(constants + kFactorOdd * L)) +
                   (Q)load_lanes<L>(constants + kOffsetOdd * L);
-    const I sign = (I)((U)sums >> (U)load_lanes<L>(constants + kSign * L));
+    const I sign = sign_term<L>(sums, load_lanes<L>(constants + kSign * L));
     return (upper_halves<L>(even, odd) + sign) >> load_lanes<L>(constants + kShift * L);
   }
 
   template <int L>
   DLAS_INLINE typename Lanes<L>::I scale_float(typename Lanes<L>::I sums, const int32_t* constants) const {
-    using I = typename Lanes<L>::I;
     using F = typename Lanes<L>::F;
     const F factor = (F)load_lanes<L>(constants + kFactorEven * L);
     F v = __builtin_convertvector(sums, F) * factor;
-    v = v > low_float_ ? v : F{} + low_float_;
     v = v < high_float_ ? v : F{} + high_float_;
-    const float magic = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer, halves to even
-    return (I)(v + magic) - 0x4b400000 + zero_point_;
+    return nearest_even<L>(v, low_float_) + zero_point_;
   }
 
-  // Any multiplier, any sum.
+  // As `scale`, less one unit of the 64-bit product where the sum is negative.
   template <int L>
-  __attribute__((noinline)) void scale_exact(int32_t* sums, const int32_t* constants) const {
-    for (int l = 0; l < L; ++l) {
-      const int64_t q = constants[kFactorEven * L + l];
-      const int s = constants[kShift * L + l];
-      if (rounding_ == kSingle) {
-        const __int128 product = static_cast<__int128>(sums[l]) * q + (__int128{1} << (30 - s));
-        const int64_t found = static_cast<int64_t>(product >> (31 - s));
-        sums[l] = static_cast<int32_t>(std::clamp<int64_t>(found, INT32_MIN / 2, INT32_MAX / 2)) + zero_point_;
-        continue;
+  DLAS_INLINE typename Lanes<L>::I scale_away(typename Lanes<L>::I sums, const int32_t* constants) const {
+    using Q = typename Lanes<L>::Q;
+    const Q even = even_products<L>((Q)sums, (Q)load_lanes<L>(constants + kFactorEven * L)) +
+                   (Q)load_lanes<L>(constants + kOffsetEven * L) + (((Q)sums >> 31) & 1) - 1;
+    const Q odd = even_products<L>((Q)sums >> 32, (Q)load_lanes<L>(constants + kFactorOdd * L)) +
+                  (Q)load_lanes<L>(constants + kOffsetOdd * L) + ((Q)sums >> 63) - 1;
+    return upper_halves<L>(even, odd) >> load_lanes<L>(constants + kShift * L);
+  }
+
+  // In place, for `vectors` vectors of each of `pixels` pixels: single lanes, ready for `scale`; all with "away".
+  template <int L>
+  __attribute__((noinline)) void scale_slowly(int32_t* sums, const int32_t* constants, int vectors, int pixels) const {
+    for (const Exact& lane : exact_) {
+      const int64_t v = (lane.constants - constants) / (kConstants * L);
+      if (lane.constants < constants || v >= vectors) continue;
+      for (int p = 0; p < pixels; ++p) {
+        int32_t& sum = sums[(p * vectors + v) * L + lane.lane];
+        const uint32_t offset = bias_offset();
+        const int64_t number = defined(static_cast<int32_t>(static_cast<uint32_t>(sum) - offset), lane.multiplier, lane.shift);
+        sum = static_cast<int32_t>(static_cast<uint32_t>(2 * std::clamp<int64_t>(number, -65536, 65535)) + offset);
       }
-      const int32_t left = static_cast<int32_t>(static_cast<uint32_t>(sums[l]) << std::max(s, 0));
-      const int64_t h = (left * q + (int64_t{1} << 30)) >> 31;
-      const int e = std::max(-s, 0);
-      const int64_t mask = (int64_t{1} << e) - 1;
-      const int64_t found = (h >> e) + ((h & mask) > (mask >> 1) + (h < 0));
-      sums[l] = static_cast<int32_t>(std::clamp<int64_t>(found, INT32_MIN / 2, INT32_MAX / 2)) + zero_point_;
+    }
+  }
+  template <int L>
+  __attribute__((noinline)) void scale_all(int32_t* sums, const int32_t* constants, int vectors, int pixels) const {
+    for (int i = 0; i < pixels * vectors; ++i) {
+      const int32_t* c = constants + i % vectors * kConstants * L;
+      store_lanes<L>(sums + i * L, scale_away<L>(load_lanes<L>(sums + i * L), c));
     }
   }
 
-  // In place: `vectors` vectors for each of `pixels` pixels become numbers that only have to be clamped.
+  // Numbers that only have to be clamped, from sums that carry `bias_offset()`.
   template <int L>
-  __attribute__((noinline)) void scale_slowly(int32_t* sums, const int32_t* constants, int vectors, int pixels) const {
-    for (int p = 0; p < pixels; ++p)
-      for (int v = 0; v < vectors; ++v) {
-        int32_t* at = sums + (p * vectors + v) * L;
-        const int32_t* c = constants + v * kConstants * L;
-        if (rounding_ == kOnnx)
-          store_lanes<L>(at, scale_float<L>(load_lanes<L>(at), c));
-        else
-          scale_exact<L>(at, c);
-      }
+  DLAS_INLINE typename Lanes<L>::I number(typename Lanes<L>::I sums, const int32_t* constants) const {
+    if (!exact_.empty()) {
+      alignas(64) int32_t at[L];
+      store_lanes<L>(at, sums);
+      scale_slowly<L>(at, constants, 1, 1);
+      sums = load_lanes<L>(at);
+    }
+    if (rounding_ == kFloat) return scale_float<L>(sums, constants);
+    return rounding_ == kAway ? scale_away<L>(sums, constants) : scale<L>(sums, constants);
   }
 
   // The sums of `pixels` pixels by NV vectors (at most 4) as bytes at y[p], `count` of them for each pixel.
@@ -269,35 +307,47 @@ class Requantization {
   DLAS_INLINE void put(typename Lanes<L>::I a, typename Lanes<L>::I b, typename Lanes<L>::I c,
                        typename Lanes<L>::I d, uint8_t* y, int count) const;
 
-  // Numbers from sums that carry `bias_offset()`; one vector, any way.
-  template <int L>
-  DLAS_INLINE typename Lanes<L>::I number(typename Lanes<L>::I sums, const int32_t* constants) const {
-    if (fast_ && rounding_ != kOnnx) return scale<L>(sums, constants);
-    alignas(64) int32_t at[L];
-    store_lanes<L>(at, sums);
-    scale_slowly<L>(at, constants, 1, 1);
-    return load_lanes<L>(at);
-  }
-
   int low() const { return low_; }
   int high() const { return high_; }
   uint8_t flip() const { return flip_; }
   Rounding rounding() const { return rounding_; }
 
  private:
+  // The definition of both roundings, for any multiplier, shift and sum.
+  int64_t defined(int32_t sum, int64_t q, int s) const {
+    if (rounding_ == kSingle || rounding_ == kAway) {
+      const __int128 product = static_cast<__int128>(sum) * q + (__int128{1} << (30 - s));
+      const bool down = rounding_ == kAway && sum < 0;
+      return static_cast<int64_t>((product - down) >> (31 - s));
+    }
+    const int32_t left = static_cast<int32_t>(static_cast<uint32_t>(sum) << std::max(s, 0));
+    const int64_t h = (left * q + (int64_t{1} << 30)) >> 31;
+    const int e = std::max(-s, 0);
+    const int64_t mask = (int64_t{1} << e) - 1;
+    return (h >> e) + ((h & mask) > (mask >> 1) + (h < 0));
+  }
+
+  struct Exact {
+    const int32_t* constants;  // of its vector
+    int lane;
+    int32_t multiplier;
+    int shift;
+  };
+  std::vector<Exact> exact_;
+  std::vector<int> exact_channels_;
   std::vector<int64_t> multipliers_, shifts_;
   std::vector<float> scales_;
   Rounding rounding_ = kDouble;
   int zero_point_, low_, high_;  // of uint8
   float low_float_ = 0, high_float_ = 0;
   uint8_t flip_;
-  bool fast_ = true;
 };
 
 inline Rounding rounding_of(const dlas_node* node) {
   const char* rounding = "double";
   api().get_string(node, "rounding", &rounding);
-  return std::strcmp(rounding, "single") == 0 ? kSingle : std::strcmp(rounding, "onnx") == 0 ? kOnnx : kDouble;
+  const std::string name = rounding;
+  return name == "single" ? kSingle : name == "away" ? kAway : name == "onnx" || name == "xnnpack" ? kFloat : kDouble;
 }
 
 inline Requantization::Requantization(const dlas_node* node, int count, bool flip_output)
@@ -307,11 +357,11 @@ inline Requantization::Requantization(const dlas_node* node, int count, bool fli
   low_ = static_cast<int>(get(node, "act_min", 0 - move)) + move;
   high_ = static_cast<int>(get(node, "act_max", 255 - move)) + move;
   rounding_ = rounding_of(node);
-  if (rounding_ == kOnnx) {
+  if (rounding_ == kFloat) {
     low_float_ = static_cast<float>(low_ - zero_point_), high_float_ = static_cast<float>(high_ - zero_point_);
     const DLTensor* scales = input(node, 3);
     const int64_t given = scales && scales->ndim ? scales->shape[0] : 1;
-    for (int c = 0; c < count; ++c) scales_.push_back(floats(scales)[given > 1 ? c : 0]);
+    for (int c = 0; scales && c < count; ++c) scales_.push_back(floats(scales)[given > 1 ? c : 0]);
     return;
   }
   multipliers_ = gets(node, "multipliers", {1 << 30}), shifts_ = gets(node, "shifts", {0});
@@ -319,7 +369,7 @@ inline Requantization::Requantization(const dlas_node* node, int count, bool fli
 }
 
 inline bool requantizes(const dlas_node* node, int64_t channels) {
-  if (rounding_of(node) == kOnnx) {
+  if (rounding_of(node) == kFloat) {
     const DLTensor* scales = input(node, 3);
     return scales && scales->data && scales->dtype.code == 2 &&
            (scales->ndim == 0 || scales->shape[0] == 1 || scales->shape[0] == channels);
@@ -399,13 +449,16 @@ template <int L, int NV, bool interleaved>
 DLAS_INLINE void Requantization::finish(int32_t* sums, const int32_t* constants, int pixels, uint8_t* const* y,
                                         int count) const {
   using I = typename Lanes<L>::I;
-  const bool slow = !fast_ || rounding_ == kOnnx;
-  if (slow) scale_slowly<L>(sums, constants, NV, pixels);
+  if (!exact_.empty()) scale_slowly<L>(sums, constants, NV, pixels);
+  if (rounding_ == kAway) scale_all<L>(sums, constants, NV, pixels);
   for (int p = 0; p < pixels; ++p) {
     I v[4] = {};
 #pragma GCC unroll 4
     for (int i = 0; i < NV; ++i) v[i] = load_lanes<L>(sums + (p * NV + i) * L);
-    if (!slow) {
+    if (rounding_ == kFloat) {
+#pragma GCC unroll 4
+      for (int i = 0; i < NV; ++i) v[i] = scale_float<L>(v[i], constants + i * kConstants * L);
+    } else if (rounding_ != kAway) {
 #pragma GCC unroll 4
       for (int i = 0; i < NV; ++i) v[i] = scale<L>(v[i], constants + i * kConstants * L);
     }

@@ -13,15 +13,6 @@ constexpr int kChains = 12;
 #endif
 constexpr int kBytes = 4 * VL;
 
-template <class T>
-DLAS_INLINE void hide(T& value) {
-#if defined(__x86_64__)
-  asm volatile("" : "+v"(value));
-#else
-  asm volatile("" : "+w"(value));
-#endif
-}
-
 // Takes every chain by a constant index: one variable index would put all of them into memory.
 template <class T>
 DLAS_INLINE double total(const T (&sums)[kChains]) {
@@ -36,12 +27,12 @@ double fp32(uint64_t repetitions) {
 #pragma GCC unroll 24
   for (int i = 0; i < kChains; ++i) acc[i] = splat(1.0f + static_cast<float>(i));
   V factor = splat(0.9999f), add = splat(1e-4f);
-  hide(factor), hide(add);
+  factor = hide(factor);
+  add = hide(add);
   for (uint64_t r = 0; r < repetitions; ++r) {
 #pragma GCC unroll 24
     for (int i = 0; i < kChains; ++i) {
-      acc[i] = acc[i] * factor + add;
-      hide(acc[i]);
+      acc[i] = hide(acc[i] * factor + add);
     }
   }
   return total(acc);
@@ -53,13 +44,13 @@ double int8(uint64_t repetitions) {
   VB codes{};
   VI a = splat_int(0x01020304);
   codes += 3;
-  hide(codes);
+  codes = hide(codes);
   for (uint64_t r = 0; r < repetitions; ++r) {
-    hide(a);  // else the products would be taken out of the loop
 #pragma GCC unroll 24
     for (int i = 0; i < kChains; ++i) {
+      a = hide(a);  // else the products would be taken out of the loop
       acc[i] = Dot::narrow(acc[i], codes, a);
-      hide(acc[i]);
+      acc[i] = hide(acc[i]);
     }
   }
   return total(acc);
@@ -71,14 +62,14 @@ double int8_acc16(uint64_t repetitions) {
   VI acc[kChains] = {};
   VB codes{};
   codes += 3;
-  hide(codes);
+  codes = hide(codes);
   VI a = splat_int(0x01020304);
   for (uint64_t r = 0; r < repetitions; ++r) {
 #pragma GCC unroll 24
     for (int i = 0; i < kChains; ++i) {
-      hide(a);
+      a = hide(a);
       acc[i] = (VI)((Short)acc[i] + (Short)pairs(codes, a));
-      hide(acc[i]);
+      acc[i] = hide(acc[i]);
     }
   }
   return total(acc);
