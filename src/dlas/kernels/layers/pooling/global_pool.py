@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
-import numpy as np
-
 from dlas.kernels.kernel import Context, Form, NativeKernel, Node, kernels
 from dlas.kernels.layers.elementwise._layouts import move_cost
+from dlas.kernels.layers.pooling._axes import reduced_axes
 from dlas.kernels.layout import Layout, Storage
 
 
@@ -63,20 +62,3 @@ class GlobalPool(NativeKernel):
             "max": int(node.op.endswith(("MaxPool", "Max"))),
             "channels": node.operand(0).shape[1],
         }
-
-
-def reduced_axes(node: Node) -> tuple[int, ...] | None:
-    """Axes of a Reduce operator, ascending, from its attribute or its second input; None where they are computed.
-
-    Without axes it reduces all, unless ``noop_with_empty_axes``, then none.
-    """
-    axes = node.attributes.get("axes")
-    if axes is None and len(node.inputs) > 1 and node.inputs[1] is not None:
-        constant = node.constant(1)
-        if constant is None:
-            return None
-        axes = np.atleast_1d(constant).tolist()
-    rank = len(node.operand(0).shape)
-    if not axes:
-        return () if node.attributes.get("noop_with_empty_axes") else tuple(range(rank))
-    return tuple(sorted({int(a) % rank for a in axes}))

@@ -6,6 +6,7 @@ broadcasting; the native layer is given their strides and offsets, once.
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -22,7 +23,7 @@ class Piece(NamedTuple):
     """One copy.
 
     Attributes:
-        source: Number of the input, or -1 for the fill value.
+        source: Number of the input, -1 for the fill value, or -2 - n for output n.
         seen: Strided view of the input that broadcasts to ``place``; for the fill an array of one element.
         target: Number of the output.
         place: Strided view of the output.
@@ -56,51 +57,82 @@ class MoveKernel(NativeKernel):
         self, node: Node, inputs: Sequence[Storage | None], outputs: Sequence[Storage], context: Context
     ) -> Any:
         """The native copy; raises UnsupportedError with its own reason."""
-        seen = [None if s is None else view_without_memory(s) for s in inputs]
-        places = [view_without_memory(s) for s in outputs]
-        return native_copy(node, inputs, outputs, self.pieces(node, seen, places), self.fill(node), context)
-
-
-def native_copy(
-    node: Node,
-    inputs: Sequence[Storage | None],
-    outputs: Sequence[Storage],
-    pieces: Sequence[Piece],
-    fill: np.ndarray,
-    context: Context,
-) -> Any:
-    """The native kernel that makes these copies; raises UnsupportedError with its own reason."""
-    bits = int.from_bytes(fill.tobytes().ljust(8, b"\0"), "little", signed=True)
-    attributes: dict[str, Any] = {f"piece{index}": _numbers(piece) for index, piece in enumerate(pieces)}
-    given = [None if s is None else s.spec for s in inputs]
-    try:
-        return need_native().Kernel(
-            context.pool,
-            context.isa,
-            "Move",
-            "move",
-            attributes | {"fill": bits},
-            given,
-            [o.spec for o in outputs],
-        )
-    except (RuntimeError, ValueError) as error:
-        raise UnsupportedError(f"{node.op} {node.name!r}: {error}") from error
+        seen = [None if s is None else in_onnx_order(s) for s in inputs]
+        places = [in_onnx_order(s) for s in outputs]
+        bits = int.from_bytes(self.fill(node).tobytes().ljust(8, b"\0"), "little", signed=True)
+        attributes: dict[str, Any] = {
+            f"piece{index}": _numbers(piece) for index, piece in enumerate(self.pieces(node, seen, places))
+        }
+        given = [None if s is None else s.spec for s in inputs]
+        try:
+            return need_native().Kernel(
+                context.pool,
+                context.isa,
+                "Move",
+                "move",
+                attributes | {"fill": bits},
+                given,
+                [o.spec for o in outputs],
+            )
+        except (RuntimeError, ValueError) as error:
+            raise UnsupportedError(f"{node.op} {node.name!r}: {error}") from error
 
 
 _ORIGIN = np.zeros(1, np.float64)
 
 
-def view_without_memory(place: Storage) -> np.ndarray:
-    """An array of the shape and strides of ``place`` that may be cut but not read; all of them start at one address."""
+def in_onnx_order(place: Storage) -> np.ndarray:
+    """A view of ``place`` that may be cut but not read, (N, C/B, H, W, B) or else in the order of ONNX.
+
+    All views start at one address.
+    """
     dtype = np.dtype(place.dtype)
     strides = tuple(s * dtype.itemsize for s in place.strides)
-    return np.lib.stride_tricks.as_strided(_ORIGIN.view(dtype)[:1], place.shape, strides, writeable=False)
+    view = np.lib.stride_tricks.as_strided(_ORIGIN.view(dtype)[:1], place.shape, strides, writeable=False)
+    # Only shapes tell layouts apart, and those of (N, 4, 4, 4) do not; but a plain tensor has no spare bytes.
+    nhwc = view.ndim == 4 and place.size > math.prod(place.shape)
+    return view.transpose(0, 3, 1, 2) if nhwc else view
+
+
+def map_forms(node: Node, in_blocks: bool) -> tuple[Form, ...]:
+    """One layout for all maps of a node: blocked or nhwc, unless something is no map, and plain."""
+    plain = Form.all(node, Layout.PLAIN)
+    moved = [*node.outputs, *(i for i in node.inputs if i is not None and i.constant is None)]
+    if any(len(o.shape) != 4 for o in moved) or node.operand(0).constant is not None:
+        return (plain,)
+    if all(o.dtype == "float32" for o in moved):
+        return (Form.all(node, Layout.BLOCKED), plain) if in_blocks else (plain,)
+    if all(o.dtype in ("int8", "uint8") for o in moved):
+        return (Form.all(node, Layout.NHWC), plain)
+    return (plain,)
+
+
+def between(plain: np.ndarray, blocked: np.ndarray, *, to_blocked: bool) -> list[Piece]:
+    """Copies between (N, C, H, W) in any strides and blocks; lanes of the output that hold no channel become 0."""
+    (n, channels, h, w), block = plain.shape, blocked.shape[4]
+    whole, rest = divmod(channels, block)
+    sn, sc, sh, sw = plain.strides
+    pieces = []
+    for first, blocks, lanes in ((0, whole, block), (whole, 1, rest)):
+        if not blocks or not lanes:
+            continue
+        part = np.lib.stride_tricks.as_strided(
+            plain[:, first * block :],
+            (n, blocks, h, w, lanes),
+            (sn, sc * block, sh, sw, sc),
+            writeable=False,
+        )
+        lane = blocked[:, first : first + blocks, :, :, :lanes]
+        pieces.append(Piece(0, part, 0, lane) if to_blocked else Piece(0, lane, 0, part))
+    if to_blocked and rest:
+        pieces.append(Piece(-1, np.zeros(1, blocked.dtype), 0, blocked[:, whole:, :, :, rest:]))
+    return pieces
 
 
 def _numbers(piece: Piece) -> list[int]:
     place, item = piece.place, piece.place.itemsize
     seen = np.broadcast_to(piece.seen, place.shape)
-    numbers = [piece.source, piece.target, 0 if piece.source < 0 else _first(seen), _first(place)]
+    numbers = [piece.source, piece.target, 0 if piece.source == -1 else _first(seen), _first(place)]
     for size, step, stride in zip(place.shape, seen.strides, place.strides, strict=True):
         numbers += [size, step // item, stride // item]
     return numbers

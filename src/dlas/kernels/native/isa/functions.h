@@ -72,8 +72,8 @@ DLAS_INLINE V erf_all(V x) {
 DLAS_INLINE V softplus_all(V x) {
   const V a = absolute(x);
   const V e = vexp(-a);
-  // log(1 + e) loses e where e is small; its series does not.
-  const V y = e < 1e-3f ? e * (1.0f - e * (0.5f - e * 0.333333333f)) : log_all(1.0f + e);
+  const V u = 1.0f + e;
+  const V y = log_all(u) - ((u - 1.0f) - e) / u;  // with what 1 + e lost
   return (x > 0.0f ? x : (x != x ? x : V{})) + y;
 }
 

@@ -42,9 +42,10 @@ DLAS_INLINE V vmin(V a, V b) { return a < b ? a : b; }
 DLAS_INLINE VI as_int(V v) { return (VI)v; }  // bits, not values
 DLAS_INLINE V as_float(VI v) { return (V)v; }
 
-// exp to 2 ulp between -87.3 and 88.7 (Cody and Waite's reduction, degree 5 after the Cephes library); clamped outside.
+// exp to 2 ulp between -87.3 and 88.3 (Cody and Waite's reduction, degree 5 after the Cephes library); clamped outside,
+// so that it is never infinite.
 DLAS_INLINE V vexp(V x) {
-  x = vmin(splat(88.72283f), vmax(splat(-87.33654f), x));  // this order lets NaN through
+  x = vmin(splat(88.37626f), vmax(splat(-87.33654f), x));  // this order lets NaN through
   const V magic = splat(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer
   const V n = (x * 1.44269504088896341f + magic) - magic;
   const V r = (x - n * 0.693359375f) - n * -2.12194440e-4f;
