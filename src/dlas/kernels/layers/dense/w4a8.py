@@ -10,11 +10,12 @@ from typing import Any, ClassVar
 import numpy as np
 
 from dlas.kernels.formats.int4 import pack_w4
-from dlas.kernels.kernel import Context, Form, NativeKernel, Node, kernels
+from dlas.kernels.kernel import Context, Node, kernels
+from dlas.kernels.layers.dense._low_bit import PackedMatMul
 
 
 @kernels.register("w4a8")
-class W4A8(NativeKernel):
+class W4A8(PackedMatMul):
     """Inputs of ``MatMulW4A8``: a float32, int8 or uint8 ``(..., K)``; packed codes; scales float32 ``(N,)`` or ``(K /
     group_size, N)``; codes that mean 0, uint8 of the same shape; bias. Attributes: ``K``, ``N``, ``group_size`` (0:
     a scale per column), ``zero_point`` of integer activations, ``table`` (16 values of the codes).
@@ -29,13 +30,8 @@ class W4A8(NativeKernel):
 
     def refuses(self, node: Node, context: Context) -> str:
         """Weights, scales and bias must be constant; MatMulNBits has 4 bits and no permutation."""
-        if node.constant(1) is None:
-            return "it takes constant weights"
-        if any(i is not None and i.constant is None for i in node.inputs[2:]):
-            return "it takes constant scales, zero points and bias"
-        if node.op == "MatMulNBits":
-            return _refuses_nbits(node)
-        return ""
+        reason = super().refuses(node, context)
+        return reason or (_refuses_nbits(node) if node.op == "MatMulNBits" else "")
 
     def attributes(self, node: Node) -> dict[str, Any]:
         """``block_size`` is ``group_size`` here."""
@@ -48,12 +44,6 @@ class W4A8(NativeKernel):
         """MatMulNBits in the layout of MatMulW4A8."""
         found = super().constants(node)
         return _from_nbits(node, found) if node.op == "MatMulNBits" else found
-
-    def cost(self, node: Node, form: Form, context: Context) -> float:
-        """The bytes of the weights once, or the products, whichever takes longer."""
-        k, n = int(node.attributes["K"]), int(node.attributes["N"])
-        rows = int(np.prod(node.operand(0).shape[:-1], dtype=np.int64))
-        return 1e-6 + max(k * n / 2 / 25e9, rows * k * n / (3e9 * context.block * 2))
 
 
 def _refuses_nbits(node: Node) -> str:
