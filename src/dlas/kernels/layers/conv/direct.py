@@ -14,7 +14,7 @@ class Direct(NativeKernel):
     name = "direct"
     ops: ClassVar[tuple[str, ...]] = ("Conv",)
     summary = "convolution by its definition, any window and groups"
-    rate = 0.15
+    rate = 0.12
 
     def refuses(self, node: Node, context: Context) -> str:
         """float32 feature maps; weights may be computed by the network."""

@@ -1,6 +1,7 @@
 // Convolution as the definition says it: seven nested loops on plain tensors, the innermost along the output row.
 
 #include <algorithm>
+#include <utility>
 
 #include "layer.h"
 
@@ -30,33 +31,39 @@ class Direct {
     parallel(ctx_, x->shape[0] * K, [&](int64_t task, int) {
       const int64_t n = task / K, k = task % K;
       const float* image = floats(x) + n * x->strides[0] + k / (K / groups_) * C * x->strides[1];
-      for (int64_t oh = 0; oh < OH; ++oh) {
-        const int64_t at = n * y->strides[0] + k * y->strides[1] + oh * y->strides[2];
-        float* row = floats(y) + at;
-        std::fill(row, row + OW, bias ? bias[k] : 0.0f);
-        for (int64_t c = 0; c < C; ++c) {
-          for (int64_t i = 0; i < v_.kh; ++i) {
-            const int64_t ih = oh * v_.sh + i * v_.dh - v_.top;
-            if (ih < 0 || ih >= H) continue;
-            for (int64_t j = 0; j < v_.kw; ++j) {
-              // Output o reads column o * sw + shift of the input.
-              const int64_t shift = j * v_.dw - v_.left;
-              const int64_t first = shift < 0 ? (-shift + v_.sw - 1) / v_.sw : 0;
-              const int64_t last = shift >= W ? 0 : std::min(OW, (W - shift + v_.sw - 1) / v_.sw);
-              accumulate(row, image + c * x->strides[1] + ih * x->strides[2] + shift, first, last,
-                         weights[(k * C + c) * taps + i * v_.kw + j]);
-            }
+      float* plane = floats(y) + n * y->strides[0] + k * y->strides[1];
+      std::fill(plane, plane + OH * OW, bias ? bias[k] : 0.0f);
+      for (int64_t c = 0; c < C; ++c) {
+        for (int64_t i = 0; i < v_.kh; ++i) {
+          for (int64_t j = 0; j < v_.kw; ++j) {
+            const float weight = weights[(k * C + c) * taps + i * v_.kw + j];
+            // Output (p, q) reads (p * sh + down, q * sw + right) of the input. Rows are the inner loop: a sum that was
+            // just stored is not needed again at once.
+            const int64_t down = i * v_.dh - v_.top, right = j * v_.dw - v_.left;
+            const auto [top, bottom] = inside(down, v_.sh, H, OH);
+            const auto [first, last] = inside(right, v_.sw, W, OW);
+            const float* from = image + c * x->strides[1] + down * x->strides[2] + right;
+            for (int64_t p = top; p < bottom; ++p)
+              accumulate(plane + p * OW, from + p * v_.sh * x->strides[2], first, last, weight);
           }
         }
-        if (add)
-          for (int64_t o = 0; o < OW; ++o) row[o] += floats(add)[at + o];
-        if (epilogue_.act) epilogue_.over(row, OW);
       }
+      if (add) {
+        const float* more = floats(add) + n * add->strides[0] + k * add->strides[1];
+        for (int64_t o = 0; o < OH * OW; ++o) plane[o] += more[o];
+      }
+      if (epilogue_.act) epilogue_.over(plane, OH * OW);
     });
   }
 
  private:
-  void accumulate(float* y, const float* x, int64_t first, int64_t last, float w) const {
+  // The outputs whose input o * stride + shift is one of [0, size).
+  static std::pair<int64_t, int64_t> inside(int64_t shift, int64_t stride, int64_t size, int64_t outputs) {
+    const int64_t first = shift < 0 ? (-shift + stride - 1) / stride : 0;
+    return {first, shift >= size ? first : std::min(outputs, (size - shift + stride - 1) / stride)};
+  }
+
+  void accumulate(float* __restrict y, const float* __restrict x, int64_t first, int64_t last, float w) const {
     const int64_t stride = v_.sw;
     if (stride == 1)
       for (int64_t o = first; o < last; ++o) y[o] += w * x[o];
