@@ -127,7 +127,9 @@ def with_openvino(layer: Layer) -> tuple[Callable[[], object], Callable[[], np.n
     return run, lambda: request.get_output_tensor().data.copy()
 
 
-def with_dlas(layer: Layer) -> dict[str, tuple[bool, Callable[[], object], Callable[[], np.ndarray]]]:
+def with_dlas(
+    layer: Layer, names: list[str] | None
+) -> dict[str, tuple[bool, Callable[[], object], Callable[[], np.ndarray]]]:
     """Every exact kernel that takes the layer: whether it works in the plain layout, a run, its output."""
     from dlas.kernels.kernel import Context, Node, Operand, kernels
     from dlas.kernels.layout import Layout
@@ -149,7 +151,7 @@ def with_dlas(layer: Layer) -> dict[str, tuple[bool, Callable[[], object], Calla
         (Operand(x.shape),),
     )
     context, found = Context.here(1), {}
-    for name in kernels.names():
+    for name in names or kernels.names():
         kernel = kernels.get(name)()
         if "Conv" not in kernel.ops or not kernel.exact or kernel.missing() or kernel.refuses(node, context):
             continue
@@ -185,9 +187,11 @@ def fastest(kernels: dict[str, Callable[[], object]]) -> str:
     return min(best, key=lambda name: best[name])
 
 
-def measure(layer: Layer, rounds: int) -> tuple[dict[str, list[float]], dict[str, str]]:
+def measure(
+    layer: Layer, rounds: int, names: list[str] | None
+) -> tuple[dict[str, list[float]], dict[str, str]]:
     """Milliseconds of every engine, round by round, and which kernel ``dlas`` and ``dlas, plain`` were."""
-    kernels = with_dlas(layer)
+    kernels = with_dlas(layer, names)
     plain = {name: run for name, (is_plain, run, _) in kernels.items() if is_plain}
     chosen = {
         "dlas": fastest({name: run for name, (_, run, _) in kernels.items()}),
@@ -270,6 +274,7 @@ def main() -> int:
     options = parser(__doc__)
     options.add_argument("--rounds", type=int, default=15, help="rounds, each visits every engine")
     options.add_argument("--groups", type=int, nargs="+", default=list(GROUPS), help="numbers of groups")
+    options.add_argument("--kernels", nargs="+", help="kernels of dlas to choose from; default all")
     given = options.parse_args()
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:1])
     all_times: dict[Layer, dict[str, list[float]]] = {}
@@ -278,7 +283,7 @@ def main() -> int:
         for groups in given.groups:
             layer = Layer(channels, side, groups)
             progress(layer.name)
-            all_times[layer], chosen = measure(layer, given.rounds)
+            all_times[layer], chosen = measure(layer, given.rounds, given.kernels)
             rows += rows_of(layer, all_times[layer], chosen)
     rows += means(all_times)
     details = [{"layer": layer.name, "ms": times} for layer, times in all_times.items()]
