@@ -200,10 +200,14 @@ bool broadcast(const DLTensor* t, const DLTensor* y, int64_t* strides) {
   const bool blocked = is_blocked(y);
   int64_t shape[kMaxRank], from[kMaxRank];
   int rank = t->ndim;
-  std::copy(t->shape, t->shape + rank, shape);
-  std::copy(t->strides, t->strides + rank, from);
   const int wanted = blocked && rank != 5 ? 4 : y->ndim;
-  if (rank > wanted) return false;
+  // An array of no axes may come as one of length 1.
+  const int extra = std::max(0, rank - wanted);
+  for (int i = 0; i < extra; ++i)
+    if (t->shape[i] != 1) return false;
+  rank -= extra;
+  std::copy_n(t->shape + extra, rank, shape);
+  std::copy_n(t->strides + extra, rank, from);
   const int missing = wanted - rank;
   for (int i = wanted - 1; i >= 0; --i) {
     shape[i] = i < missing ? 1 : shape[i - missing];

@@ -38,19 +38,18 @@ class Reorder {
     const int64_t blocks = (channels_ + VL - 1) / VL;
     float* plain = floats(const_cast<DLTensor*>(to_blocked_ ? in[0] : out[0]));
     float* blocked = floats(const_cast<DLTensor*>(to_blocked_ ? out[0] : in[0]));
+    const float* end = plain + (n_ - 1) * plain_[0] + (channels_ - 1) * plain_[1] + (height_ - 1) * plain_[2] + width_;
     const int64_t rows_together = std::max<int64_t>(1, kPart / width_), bands = (height_ + rows_together - 1) / rows_together;
     parallel(ctx_, n_ * blocks * bands * parts_, [&](int64_t task, int) {
       const int64_t part = task % parts_, band = task / parts_ % bands, block = task / parts_ / bands % blocks,
                     n = task / parts_ / bands / blocks;
       const int64_t first = part * kPart, count = std::min(width_ - first, kPart);
       const int rows = static_cast<int>(std::min<int64_t>(VL, channels_ - block * VL));
-      // Reading a whole vector past a row is safe but in the last channels of the tensor.
-      const bool last = n == n_ - 1 && block == blocks - 1;
       for (int64_t h = band * rows_together; h < std::min(height_, (band + 1) * rows_together); ++h) {
         float* p = plain + n * plain_[0] + block * VL * plain_[1] + h * plain_[2] + first;
         float* b = blocked + n * blocked_[0] + block * blocked_[1] + h * blocked_[2] + first * VL;
         if (to_blocked_)
-          block_row(p, b, count, rows, last);
+          block_row(p, b, count, rows, end);
         else
           plain_row(b, p, count, rows);
       }
@@ -60,11 +59,12 @@ class Reorder {
  private:
   static constexpr int64_t kPart = 1024;
 
-  void block_row(const float* plain, float* blocked, int64_t count, int rows, bool last) const {
+  void block_row(const float* plain, float* blocked, int64_t count, int rows, const float* end) const {
     for (int64_t i = 0; i < count; i += VL) {
       const int pixels = static_cast<int>(std::min<int64_t>(VL, count - i));
       V t[VL];
-      if (rows == VL && (pixels == VL || !last)) {
+      // Reading a whole vector past the end of a row is safe unless it is the end of the tensor.
+      if (rows == VL && plain + (VL - 1) * plain_[1] + i + VL <= end) {
 #pragma GCC unroll 16
         for (int r = 0; r < VL; ++r) t[r] = load(plain + r * plain_[1] + i);
       } else {
