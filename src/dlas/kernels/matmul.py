@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from dlas.core.errors import ShapeError
@@ -70,10 +72,15 @@ def w4a8_node(
     group_size: int | None = None,
 ) -> Node:
     """The node ``MatMulW4A8`` of a product; ``a`` may be float32 here, and ``zeros`` are the codes that mean 0."""
-    attributes = {"K": packed.k, "N": packed.n, "group_size": group_size or 0, "zero_point": int(zero_point)}
+    attributes: dict[str, Any] = {
+        "K": packed.k,
+        "N": packed.n,
+        "group_size": group_size or 0,
+        "zero_point": int(zero_point),
+    }
     if packed.table is not None:
         attributes["table"] = [int(v) for v in packed.table]
-    inputs = [Operand(a.shape, a.dtype.name), Operand.of(packed.data)]
+    inputs: list[Operand | None] = [Operand(a.shape, a.dtype.name), Operand.of(packed.data)]
     for extra, dtype in ((scales, np.float32), (zeros, np.uint8), (bias, None)):
         inputs.append(None if extra is None else Operand.of(np.ascontiguousarray(extra, dtype)))
     result = Operand((*a.shape[:-1], packed.n), "int32" if scales is None else "float32")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from dlas.kernels.kernel import Form, Context, Node, kernels
+from dlas.kernels.kernel import Context, Form, Node, kernels
 from dlas.kernels.layers.dense._low_bit import PackedMatMul
 
 

@@ -16,7 +16,9 @@ from dlas.kernels.layers.dense._low_bit import PackedMatMul
 
 @kernels.register("w4a8")
 class W4A8(PackedMatMul):
-    """Inputs of ``MatMulW4A8``: a float32, int8 or uint8 ``(..., K)``; packed codes; scales float32 ``(N,)`` or ``(K /
+    """Codes are decoded in registers, for up to 4 rows of activations at once.
+
+    Inputs of ``MatMulW4A8``: a float32, int8 or uint8 ``(..., K)``; packed codes; scales float32 ``(N,)`` or ``(K /
     group_size, N)``; codes that mean 0, uint8 of the same shape; bias. Attributes: ``K``, ``N``, ``group_size`` (0:
     a scale per column), ``zero_point`` of integer activations, ``table`` (16 values of the codes).
 
@@ -70,7 +72,8 @@ def _refuses_nbits(node: Node) -> str:
 def _from_nbits(node: Node, given: list[np.ndarray | None]) -> list[np.ndarray | None]:
     k, n, block = (int(node.attributes[name]) for name in ("K", "N", "block_size"))
     weight, scales = given[1], given[2]
-    assert weight is not None and scales is not None
+    assert weight is not None
+    assert scales is not None
     codes = _nibbles(weight.reshape(n, k // 2)).astype(np.int8) - np.int8(8)
     made = [*given, *[None] * (6 - len(given))]
     made[1] = pack_w4(np.ascontiguousarray(codes.T)).data

@@ -1,0 +1,1 @@
+"""What a processor can do at most, measured on it."""
