@@ -177,9 +177,7 @@ float quantize_q8_k(const float* x, int8_t* a, float* sums) {
       VI q = as_int(v + magic) - as_int(magic);
       q = q > 127 ? splat_int(127) : q;
       sum += q;
-      typedef int8_t Narrow __attribute__((vector_size(DLAS_VL)));
-      const Narrow bytes = __builtin_convertvector(q, Narrow);
-      std::memcpy(a + i, &bytes, VL);
+      store_narrow(a + i, q, VL);
     }
     int32_t whole = 0;
     for (int l = 0; l < VL; ++l) whole += sum[l];

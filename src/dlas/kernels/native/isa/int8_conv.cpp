@@ -45,7 +45,7 @@ void sums(const Tile& t, int32_t* out) {
     for (int64_t k = 0; k < 4 * t.steps; k += 4, w += NB * Way::kVectors * VL) {
 #pragma GCC unroll 12
       for (int p = 0; p < P; ++p) {
-        const typename Way::template Bytes<VL> bytes((VI{} + four_bytes(x[p] + k)) ^ flip);
+        const typename Way::template Bytes<VL> bytes(four_flipped<VL>(x[p] + k, flip));
 #pragma GCC unroll 4
         for (int b = 0; b < NB; ++b) bytes.add_to(acc[p][b], w + b * Way::kVectors * VL);
       }

@@ -149,7 +149,7 @@ class Binary {
   DLAS_INLINE void block(const uint8_t* a, const uint8_t* b, uint8_t* y, int count) const {
     VI v[4];
     for (int i = 0; i < 4; ++i) v[i] = operation_(widen(a + i * VL, flip_a_), widen(b + i * VL, flip_b_));
-    ends_.template put<VL, false>(v[0], v[1], v[2], v[3], y, count);
+    store_bytes<VL>(y, ends_.template packed<VL, false>(v), count);
   }
 
   const dlas_ctx* ctx_;
@@ -271,7 +271,7 @@ class Mean {
           for (int i = 0; i < 4; ++i) total[i] += widen(p + i * VL, flip_);
         }
       for (auto& v : total) v = (*factor_)(v - zero_sum_);
-      ends_.put<VL, false>(total[0], total[1], total[2], total[3], bytes_of(y) + n * y->strides[0] + c, count);
+      store_bytes<VL>(bytes_of(y) + n * y->strides[0] + c, ends_.packed<VL, false>(total), count);
     });
   }
 
@@ -484,7 +484,7 @@ class Quantize {
   DLAS_INLINE void block(const float* x, uint8_t* y, int count) const {
     VI v[4];
     for (int i = 0; i < 4; ++i) v[i] = nearest(load(x + i * VL) * times_ / scale_) + zero_point_;
-    ends_->put<VL, false>(v[0], v[1], v[2], v[3], y, count);
+    store_bytes<VL>(y, ends_->packed<VL, false>(v), count);
   }
   DLAS_INLINE VI nearest(V v) const {
     v = vmin(vmax(v, splat(-1024.0f)), splat(1024.0f));

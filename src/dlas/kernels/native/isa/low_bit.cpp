@@ -30,6 +30,17 @@ struct Job {
   Epilogue epilogue;
 };
 
+#ifndef DLAS_AHEAD
+#define DLAS_AHEAD 4096
+#endif
+template <int Bytes>
+DLAS_INLINE void prefetch(const uint8_t* w) {
+#if DLAS_AHEAD
+#pragma GCC unroll 8
+  for (int line = 0; line < Bytes; line += 64) __builtin_prefetch(w + DLAS_AHEAD + line);
+#endif
+}
+
 template <Codes C, int NV>
 DLAS_INLINE void decode(const uint8_t* w, int half, VB table, VB* codes) {
 #pragma GCC unroll 16
@@ -57,6 +68,24 @@ DLAS_INLINE void multiply_step(const uint8_t* w, const int8_t* a, int64_t stride
       for (int v = 0; v < NV; ++v)
         acc[m][v] = C == Codes::four ? Dot::narrow(acc[m][v], codes[v], value)
                                      : Dot::wide(acc[m][v], codes[v], value);
+    }
+  }
+}
+
+// One row: each half of the codes has sums of its own, so that products need not wait for each other, and the upper
+// half of 4-bit codes stays where it is: its sums are 16 times too large.
+template <class Dot, Codes C, int NV>
+DLAS_INLINE void multiply_row(const uint8_t* w, const int8_t* a, VB table, VI (&low)[NV], VI (&high)[NV]) {
+  const VI first = broadcast4(a), second = broadcast4(a + 4);
+#pragma GCC unroll 16
+  for (int v = 0; v < NV; ++v) {
+    const VB raw = hide(load_bytes(w + v * 4 * VL));  // loaded once, not once for each half
+    if constexpr (C == Codes::table) {
+      low[v] = Dot::wide(low[v], look_up(table, raw & 15), first);
+      high[v] = Dot::wide(high[v], look_up(table, raw >> 4), second);
+    } else {
+      low[v] = Dot::narrow(low[v], raw & 15, first);
+      high[v] = Dot::narrow(high[v], raw & 0xf0, second);
     }
   }
 }
@@ -98,12 +127,19 @@ void tile(const Job& j, int64_t row, int rows) {
 #pragma GCC unroll 16
       for (int v = 0; v < NV; ++v) acc[m][v] = first;
     }
-    for (int64_t s = 0; s < j.steps; ++s, w += kStep, a += kRows) {
-      if constexpr (MT == 1) {
-#pragma GCC unroll 8
-        for (int line = 0; line < kStep; line += 64) __builtin_prefetch(w + 4096 + line);
+    if constexpr (MT == 1 && Dot::kDirect && C != Codes::eight) {
+      VI high[NV] = {};
+      for (int64_t s = 0; s < j.steps; ++s, w += kStep, a += kRows) {
+        prefetch<kStep>(w);
+        multiply_row<Dot, C, NV>(w, a, j.table, acc[0], high);
       }
-      multiply_step<Dot, C, MT, NV>(w, a, j.stride, j.table, acc);
+#pragma GCC unroll 16
+      for (int v = 0; v < NV; ++v) acc[0][v] += C == Codes::four ? high[v] >> 4 : high[v];
+    } else {
+      for (int64_t s = 0; s < j.steps; ++s, w += kStep, a += kRows) {
+        if constexpr (MT == 1) prefetch<kStep>(w);
+        multiply_step<Dot, C, MT, NV>(w, a, j.stride, j.table, acc);
+      }
     }
     const int64_t at = g * NB * kColumns;
     if (j.shift) {
@@ -221,9 +257,7 @@ int32_t quantize(const float* x, int64_t count, int8_t* a, float* scale, Quantiz
       q = as_int(v + magic) - as_int(magic);
     }
     sums += q;
-    typedef int8_t Narrow __attribute__((vector_size(DLAS_VL)));
-    const Narrow bytes = __builtin_convertvector(q, Narrow);
-    std::memcpy(a + i, &bytes, left);
+    store_narrow(a + i, q, left);
   }
   for (int l = 0; l < VL; ++l) sum += sums[l];
   return sum;

@@ -54,11 +54,38 @@ DLAS_INLINE VB load_bytes(const uint8_t* p) { return *reinterpret_cast<const VBu
 DLAS_INLINE VI splat_int(int32_t x) { return x - VI{}; }
 DLAS_INLINE VI load_int(const int32_t* p) { return *reinterpret_cast<const VIu*>(p); }
 DLAS_INLINE void store_int(int32_t* p, VI v) { *reinterpret_cast<VIu*>(p) = v; }
+// GCC takes the portable way, __builtin_convertvector between 8 and 32 bits, byte by byte.
 DLAS_INLINE VI widen(const uint8_t* p) {
+#if defined(__x86_64__) && DLAS_VL == 16
+  return (VI)_mm512_maskz_cvtepu8_epi32(0xffff, _mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+#elif defined(__x86_64__) && DLAS_VL == 8
+  return (VI)_mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)));
+#elif defined(__x86_64__)
+  int32_t four;
+  std::memcpy(&four, p, 4);
+  return (VI)_mm_cvtepu8_epi32(_mm_cvtsi32_si128(four));
+#else
   typedef uint8_t Narrow __attribute__((vector_size(DLAS_VL)));
   Narrow bytes;
   std::memcpy(&bytes, p, DLAS_VL);
   return __builtin_convertvector(bytes, VI);
+#endif
+}
+// The first `count` of VL lanes, within -128 .. 127, as bytes.
+DLAS_INLINE void store_narrow(int8_t* to, VI v, int count) {
+#if defined(__x86_64__) && DLAS_VL == 16
+  const __m128i bytes = _mm512_maskz_cvtepi32_epi8(0xffff, (__m512i)v);
+#elif defined(__x86_64__) && DLAS_VL == 8
+  const __m128i halves = _mm_packs_epi32(_mm256_castsi256_si128((__m256i)v), _mm256_extracti128_si256((__m256i)v, 1));
+  const __m128i bytes = _mm_packs_epi16(halves, halves);
+#elif defined(__x86_64__)
+  const __m128i halves = _mm_packs_epi32((__m128i)v, (__m128i)v), bytes = _mm_packs_epi16(halves, halves);
+#else
+  typedef int8_t Narrow __attribute__((vector_size(DLAS_VL)));
+  const Narrow bytes = __builtin_convertvector(v, Narrow);
+#endif
+  if (count == VL) std::memcpy(to, &bytes, VL);
+  else std::memcpy(to, &bytes, count);
 }
 DLAS_INLINE V to_float(VI v) { return __builtin_convertvector(v, V); }
 DLAS_INLINE VI broadcast4(const int8_t* a) {
@@ -79,10 +106,11 @@ DLAS_INLINE T hide(T value) {
 }
 
 // acc + the products of 4 neighbouring bytes each: codes unsigned, a signed; exact. `narrow` wants codes of at most
-// 128, because the sum of two products must fit 16 bits where there is no instruction for four.
+// 128, because the sum of two products must fit 16 bits where there is no instruction for four (kDirect).
 #if defined(__x86_64__)
 #if DLAS_VL == 16
 struct Vnni {
+  static constexpr bool kDirect = true;
   // As text, so that the rest of the file need not be compiled for processors that have it.
   static DLAS_INLINE VI narrow(VI acc, VB codes, VI a) {
     asm("vpdpbusd %2, %1, %0" : "+v"(acc) : "v"(codes), "v"(a));
@@ -100,6 +128,7 @@ DLAS_INLINE VI pairs(VB codes, VI a) { return (VI)_mm_maddubs_epi16((__m128i)cod
 DLAS_INLINE VI add_pairs(VI sums, int16_t by) { return (VI)_mm_madd_epi16((__m128i)sums, _mm_set1_epi16(by)); }
 #endif
 struct Pairs {
+  static constexpr bool kDirect = false;
   static DLAS_INLINE VI narrow(VI acc, VB codes, VI a) { return acc + add_pairs(pairs(codes, a), 1); }
   static DLAS_INLINE VI wide(VI acc, VB codes, VI a) {
     return acc + add_pairs(pairs(codes >> 1, a), 2) + add_pairs(pairs(codes & 1, a), 1);
@@ -107,6 +136,7 @@ struct Pairs {
 };
 #else
 struct Pairs {
+  static constexpr bool kDirect = false;
   static DLAS_INLINE VI narrow(VI acc, VB codes, VI a) { return wide(acc, codes, a); }
   static DLAS_INLINE VI wide(VI acc, VB codes, VI a) {
     const int8x16_t values = vreinterpretq_s8_s32((int32x4_t)a);

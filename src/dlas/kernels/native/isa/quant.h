@@ -46,6 +46,20 @@ DLAS_INLINE int32_t four_bytes(const uint8_t* p) {
   return v;
 }
 
+// Four bytes in every lane, flipped.
+template <int L>
+DLAS_INLINE typename Lanes<L>::I four_flipped(const uint8_t* p, typename Lanes<L>::I flip) {
+#if defined(__AVX512F__)
+  if constexpr (L == 16) {
+    // One instruction; GCC would flip in a general register, which costs three.
+    typename Lanes<L>::I v;
+    asm("vpxord %2%{1to16%}, %1, %0" : "=v"(v) : "v"(flip), "m"(*reinterpret_cast<const int32_t(*)[1]>(p)));
+    return v;
+  }
+#endif
+  return (typename Lanes<L>::I{} + four_bytes(p)) ^ flip;
+}
+
 // ---- sums of four products per lane ------------------------------------------------------------------------------
 
 // Weights of four taps for each lane; `kVectors` vectors hold them.
@@ -302,10 +316,9 @@ class Requantization {
   template <int L, int NV, bool interleaved>
   DLAS_INLINE void finish(int32_t* sums, const int32_t* constants, int pixels, uint8_t* const* y, int count) const;
 
-  // Four vectors of numbers, clamped, as bytes at y.
+  // Four vectors of numbers, clamped, as bytes.
   template <int L, bool interleaved>
-  DLAS_INLINE void put(typename Lanes<L>::I a, typename Lanes<L>::I b, typename Lanes<L>::I c,
-                       typename Lanes<L>::I d, uint8_t* y, int count) const;
+  DLAS_INLINE typename Lanes<L>::B packed(const typename Lanes<L>::I v[4]) const;
 
   int low() const { return low_; }
   int high() const { return high_; }
@@ -313,6 +326,10 @@ class Requantization {
   Rounding rounding() const { return rounding_; }
 
  private:
+  template <int L, int NV, bool interleaved, class Scale>
+  DLAS_INLINE void finish_as(const int32_t* sums, const int32_t* constants, int pixels, uint8_t* const* y, int count,
+                             const Scale& scaled) const;
+
   // The definition of both roundings, for any multiplier, shift and sum.
   int64_t defined(int32_t sum, int64_t q, int s) const {
     if (rounding_ == kSingle || rounding_ == kAway) {
@@ -433,36 +450,75 @@ DLAS_INLINE void store_bytes(uint8_t* y, typename Lanes<L>::B bytes, int count) 
   std::memcpy(y, &bytes, count);
 }
 
+// The first `count` of up to N bytes in memory.
+template <int N>
+DLAS_INLINE void store_some(uint8_t* y, const uint8_t* from, int count) {
+  if (count == N) {
+    std::memcpy(y, from, N);
+    return;
+  }
+  if constexpr (N >= 16)
+    store_bytes<N / 4>(y, (typename Lanes<N / 4>::B)load_lanes<N / 4>(from), count);
+  else
+    std::memcpy(y, from, count);
+}
+
 template <int L, bool interleaved>
-DLAS_INLINE void Requantization::put(typename Lanes<L>::I a, typename Lanes<L>::I b, typename Lanes<L>::I c,
-                                     typename Lanes<L>::I d, uint8_t* y, int count) const {
+DLAS_INLINE typename Lanes<L>::B Requantization::packed(const typename Lanes<L>::I v[4]) const {
   using B = typename Lanes<L>::B;
   const B low = B{} + static_cast<uint8_t>(low_), high = B{} + static_cast<uint8_t>(high_), flip = B{} + flip_;
-  B bytes = saturate<L>(a, b, c, d);
+  B bytes = saturate<L>(v[0], v[1], v[2], v[3]);
   if constexpr (!interleaved) bytes = in_order<L>(bytes);
   bytes = bytes > low ? bytes : low;
-  bytes = (bytes < high ? bytes : high) ^ flip;
-  store_bytes<L>(y, bytes, count);
+  return (bytes < high ? bytes : high) ^ flip;
 }
 
 template <int L, int NV, bool interleaved>
 DLAS_INLINE void Requantization::finish(int32_t* sums, const int32_t* constants, int pixels, uint8_t* const* y,
                                         int count) const {
-  using I = typename Lanes<L>::I;
   if (!exact_.empty()) scale_slowly<L>(sums, constants, NV, pixels);
   if (rounding_ == kAway) scale_all<L>(sums, constants, NV, pixels);
-  for (int p = 0; p < pixels; ++p) {
+  if (rounding_ == kFloat)
+    finish_as<L, NV, interleaved>(sums, constants, pixels, y, count,
+                                  [this](auto v, const int32_t* c) { return scale_float<L>(v, c); });
+  else if (rounding_ == kAway)
+    finish_as<L, NV, interleaved>(sums, constants, pixels, y, count, [](auto v, const int32_t*) { return v; });
+  else
+    finish_as<L, NV, interleaved>(sums, constants, pixels, y, count,
+                                  [this](auto v, const int32_t* c) { return scale<L>(v, c); });
+}
+
+// Four vectors of bytes at a time: those of one pixel, or of as many pixels as fill them.
+template <int L, int NV, bool interleaved, class Scale>
+DLAS_INLINE void Requantization::finish_as(const int32_t* sums, const int32_t* constants, int pixels,
+                                           uint8_t* const* y, int count, const Scale& scaled) const {
+  using I = typename Lanes<L>::I;
+  constexpr int kGroup = NV > 2 ? 1 : 4 / NV;
+  constexpr int kBytes = NV * L;  // of one pixel
+  int p = 0;
+  for (; p + kGroup <= pixels; p += kGroup) {
     I v[4] = {};
 #pragma GCC unroll 4
-    for (int i = 0; i < NV; ++i) v[i] = load_lanes<L>(sums + (p * NV + i) * L);
-    if (rounding_ == kFloat) {
+    for (int i = 0; i < kGroup * NV; ++i)
+      v[i] = scaled(load_lanes<L>(sums + (p * NV + i) * L), constants + i % NV * kConstants * L);
+    const auto bytes = packed<L, interleaved>(v);
+    if constexpr (kGroup == 1) {
+      store_bytes<L>(y[p], bytes, count);
+    } else if (count == kBytes && y[p + kGroup - 1] - y[p] == (kGroup - 1) * kBytes) {
+      store_lanes<L>(y[p], (I)bytes);
+    } else {
+      alignas(64) uint8_t parts[4 * L];
+      store_lanes<L>(parts, (I)bytes);
 #pragma GCC unroll 4
-      for (int i = 0; i < NV; ++i) v[i] = scale_float<L>(v[i], constants + i * kConstants * L);
-    } else if (rounding_ != kAway) {
-#pragma GCC unroll 4
-      for (int i = 0; i < NV; ++i) v[i] = scale<L>(v[i], constants + i * kConstants * L);
+      for (int i = 0; i < kGroup; ++i) store_some<kBytes>(y[p + i], parts + i * kBytes, count);
     }
-    put<L, interleaved>(v[0], v[1], v[2], v[3], y[p], count);
+  }
+  for (; p < pixels; ++p) {
+    I v[4] = {};
+#pragma GCC unroll 4
+    for (int i = 0; i < NV; ++i)
+      v[i] = scaled(load_lanes<L>(sums + (p * NV + i) * L), constants + i * kConstants * L);
+    store_bytes<L>(y[p], packed<L, interleaved>(v), count);
   }
 }
 
