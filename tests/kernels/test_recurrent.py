@@ -159,3 +159,16 @@ def test_computed_or_misshapen_weights_are_refused() -> None:
     assert "[1, 6, 2]" in kernels.get("gru")().refuses(wrong, Context(1))
     dense = Node("GRU", "n", {}, (x, w, Operand.of(np.ones((1, 6, 2), np.float32))), y)
     assert "0% of its recurrent weights" in kernels.get("gru-csr")().refuses(dense, Context(1))
+
+
+@pytest.mark.parametrize(("sparsity", "sparse"), [(0.55, False), (0.9, True)])
+def test_the_estimate_takes_sparse_where_it_is_faster(sparsity: float, sparse: bool) -> None:
+    rng = np.random.default_rng(5)
+    r = _normal(rng, 1, 1024, 256)
+    r[rng.random(r.shape) < sparsity] = 0
+    w = Operand.of(_normal(rng, 1, 1024, 64))
+    node = Node("LSTM", "n", {}, (Operand((32, 1, 64)), w, Operand.of(r)), (Operand((32, 1, 1, 256)),))
+    here = Context(1, "x86-64-v4")
+    made = [kernels.get(name)() for name in ("lstm", "lstm-csr")]
+    dense, zeros_out = (k.cost(node, k.forms(node, here)[0], here) for k in made)
+    assert (zeros_out < dense) == sparse

@@ -46,15 +46,19 @@ class Recurrent(NativeKernel):
         return found
 
     def cost(self, node: Node, form: Form, context: Context) -> float:
-        """The inputs' products at the rate of `gemm`; each step the bytes of R from L2 (or what is left of them)."""
+        """The inputs' products at the rate of `gemm`; then the bytes of R from L2, or its slices one by one."""
         steps, batch, features = node.operand(0).shape
         directions, rows, hidden = node.operand(2).shape
         inputs = steps * batch * features * rows / (2.7e9 * context.block)
-        streamed = steps * -(-batch // 4) * rows * hidden * 4 / 7e10
+        state = steps * -(-batch // 4) * rows * hidden * 4 / 8e10
         if self.sparse:
-            streamed = steps * batch * rows * hidden * _density(node) / (1e9 * context.block)
+            # a slice per entry of the fullest of `block` rows, among columns that two vectors hold
+            reach, density = 2 * context.block, _density(node)
+            mean = reach * density
+            slices = mean + 1.9 * (mean * (1 - density)) ** 0.5
+            state = steps * batch * rows * hidden / (context.block * reach) * slices * 1.9e-9
         gates = steps * batch * rows / context.block * 1e-8
-        return 2e-6 + directions * (inputs + streamed + gates)
+        return 2e-6 + directions * (inputs + state + gates)
 
 
 def _density(node: Node) -> float:
