@@ -47,12 +47,6 @@ def missing_native() -> str:
     return "" if native() is not None else f"not built: {_HINT}"
 
 
-def has_layer(isa: str, op: str, name: str) -> bool:
-    """Whether the native module holds this kernel for this instruction set; plug-ins are for all."""
-    built = frozenset(need_native().kernels())
-    return (isa, op, name) in built or ("", op, name) in built
-
-
 def isa_levels() -> list[str]:
     """Instruction sets that were built and that this processor has, best first."""
     return list(need_native().isa_levels())

@@ -70,7 +70,7 @@ def test_swapping_one_layer_changes_that_row_alone():
     )
     rows = [{s.name: s.impl for s in e.steps if s.op == "Conv"} for e in (plain, swapped)]
     assert {name for name in rows[0] if rows[0][name] != rows[1][name]} == {"second"}
-    assert rows[1]["second"] == "direct"
+    assert rows[1]["second"] == "winograd"
 
 
 def test_the_last_rule_decides():

@@ -11,7 +11,17 @@ from dlas.core.errors import UnknownNameError
 from dlas.kernels.kernel import ACTIVATIONS, Node, Operand
 from dlas.runtime.engine.network import Call, Network
 
-_TAKE_ACTIVATION = {"Conv", "ConvTranspose", "Gemm", "MatMul", "Add", "Sub", "Mul", "Div"}
+_TAKE_ACTIVATION = {
+    "Conv",
+    "ConvTranspose",
+    "Gemm",
+    "MatMul",
+    "Add",
+    "Sub",
+    "Mul",
+    "Div",
+    "BatchNormalization",
+}
 _TAKE_RESIDUAL = {"Conv"}
 
 

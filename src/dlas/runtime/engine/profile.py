@@ -4,16 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
-from time import perf_counter_ns
+from time import perf_counter_ns, thread_time_ns
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from dlas.core.errors import UnsupportedError
+from dlas.hardware.cpu.roofline import Roofline
 from dlas.kernels.extension import BLOCK, need_native
 from dlas.kernels.kernel import Context, Node
 from dlas.kernels.layout import storage
-from dlas.runtime.engine.work import Roof, Work, together, work_of
+from dlas.runtime.engine.work import (
+    Work,
+    attainable,
+    bound_of,
+    least_ms,
+    level_of,
+    peak_of,
+    together,
+    work_of,
+)
 
 if TYPE_CHECKING:
     from dlas.runtime.backend import Executable
@@ -22,6 +32,7 @@ if TYPE_CHECKING:
 
 AGREE = 0.03
 """Steps and the call must add up to the whole within this share on a quiet machine."""
+FEWER = "above 100 %: kernels such as winograd and the sparse ones do fewer products than are counted here"
 _WORK = tuple(f.name for f in fields(Work))
 _WARM = 5
 
@@ -40,6 +51,7 @@ class Row:
         work: Operations and bytes; None where they are not known.
         nodes: Nodes of the network it computes, where it computes several by another engine.
         level: Memory that holds the working set; empty without a roof.
+        bound: What bounds the step by the roofline: ``products`` or the bytes of a memory; empty without a roof.
         attainable: GFLOP/s at most; None without a roof.
         fraction: Least time by the roofline over the time taken; None without a roof.
     """
@@ -53,6 +65,7 @@ class Row:
     work: Work | None = None
     nodes: tuple[str, ...] = ()
     level: str = ""
+    bound: str = ""
     attainable: float | None = None
     fraction: float | None = None
 
@@ -78,6 +91,7 @@ class Row:
             "gflops": self.gflops,
             "intensity": None if work is None else work.intensity,
             "level": self.level,
+            "bound": self.bound,
             "attainable_gflops": self.attainable,
             "fraction_of_attainable": self.fraction,
             "nodes": list(self.nodes),
@@ -97,6 +111,7 @@ class Profile:
         runs: Runs behind every median.
         rows: Steps in order.
         whole_ms: Median time of one run without a clock inside.
+        cpu_ms: The same in processor time, with one thread; 0 where it was not taken.
         call_ms: Median time of a call that runs no step.
         clocked_ms: Median time of a run with a clock around every step.
         roof: What the machine can do; None where it was not measured.
@@ -112,9 +127,10 @@ class Profile:
     runs: int
     rows: tuple[Row, ...]
     whole_ms: float
+    cpu_ms: float = 0.0
     call_ms: float = 0.0
     clocked_ms: float = 0.0
-    roof: Roof | None = None
+    roof: Roofline | None = None
     notes: tuple[str, ...] = ()
     candidates: Mapping[str, float] = field(default_factory=dict)
 
@@ -124,9 +140,19 @@ class Profile:
         return sum(row.milliseconds for row in self.rows)
 
     @property
+    def busy_ms(self) -> float:
+        """Time of a run; its processor time where others took the processor away in between."""
+        return self.cpu_ms if self.interrupted else self.whole_ms
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether a run with one thread took clearly longer than the processor worked on it."""
+        return 0 < self.cpu_ms * (1 + AGREE) < self.whole_ms
+
+    @property
     def difference(self) -> float:
-        """Medians of all steps and the call over the whole, less 1."""
-        return (self.steps_ms + self.call_ms) / self.whole_ms - 1 if self.whole_ms else 0.0
+        """Medians of all steps and the call over the whole (:attr:`busy_ms`), less 1."""
+        return (self.steps_ms + self.call_ms) / self.busy_ms - 1 if self.busy_ms else 0.0
 
     @property
     def adds_up(self) -> bool:
@@ -136,7 +162,7 @@ class Profile:
     @property
     def clock_cost(self) -> float:
         """Time of a run with clocks over that of one without, less 1: what profiling itself costs."""
-        return self.clocked_ms / self.whole_ms - 1 if self.whole_ms and self.clocked_ms else 0.0
+        return self.clocked_ms / self.busy_ms - 1 if self.busy_ms and self.clocked_ms else 0.0
 
     @property
     def work(self) -> Work | None:
@@ -149,9 +175,26 @@ class Profile:
         """Least time of all steps by the roofline over the time of the whole."""
         if self.roof is None or not self.whole_ms or any(row.work is None for row in self.rows):
             return None
-        return sum(self.roof.least_ms(row.work) for row in self.rows if row.work) / self.whole_ms
+        return sum(least_ms(row.work, self.roof) for row in self.rows if row.work) / self.busy_ms
 
-    def under(self, roof: Roof) -> Profile:
+    def summary(self) -> list[str]:
+        """Speed of the whole in words, and how far that is from the limits."""
+        work, roof, fraction = self.work, self.roof, self.fraction
+        if work is None or not work.operations or not self.busy_ms:
+            return []
+        rate = work.operations / (1e6 * self.busy_ms)
+        words = f"{rate:.4g} {'GOP/s' if work.kind == 'int8' else 'GFLOP/s'}"
+        if roof is None or fraction is None:
+            return [words]
+        peak = roof.peaks[peak_of(work, roof)].value
+        found = [
+            f"{words}, {rate / peak:.0%} of the {work.kind} peak; {fraction:.0%} of what the roofline allows"
+        ]
+        if any(row.fraction is not None and row.fraction > 1 for row in self.rows):
+            found.append(FEWER)
+        return found
+
+    def under(self, roof: Roofline) -> Profile:
         """The same with every step held against a machine's limits."""
         return replace(self, roof=roof, rows=tuple(_under(row, roof) for row in self.rows))
 
@@ -165,6 +208,7 @@ class Profile:
             "policy": self.policy,
             "runs": self.runs,
             "whole_ms": self.whole_ms,
+            "cpu_ms": self.cpu_ms,
             "steps_ms": self.steps_ms,
             "call_ms": self.call_ms,
             "difference": self.difference,
@@ -177,14 +221,15 @@ class Profile:
         }
 
 
-def _under(row: Row, roof: Roof) -> Row:
+def _under(row: Row, roof: Roofline) -> Row:
     if row.work is None or not row.work.bytes or row.milliseconds <= 0:
         return row
     return replace(
         row,
-        level=roof.level_of(row.work).name,
-        attainable=roof.attainable(row.work) if row.work.operations else None,
-        fraction=roof.least_ms(row.work) / row.milliseconds,
+        level=level_of(row.work, roof),
+        bound=bound_of(row.work, roof),
+        attainable=attainable(row.work, roof) if row.work.operations else None,
+        fraction=least_ms(row.work, roof) / row.milliseconds,
     )
 
 
@@ -232,7 +277,7 @@ def measure_steps(executable: Executable, inputs: Mapping[str, np.ndarray], runs
 def _own(executable: EngineExecutable, inputs: Mapping[str, np.ndarray], runs: int) -> dict[str, Any]:
     program, plan = executable.program, executable.plan
     run = executable.runner(inputs)
-    steps, whole = _take(run, program.step_times, runs)
+    steps, whole, cpu = _take(run, program.step_times, runs)
     medians = np.median(steps, axis=0) * 1e-6
     block = BLOCK.get(plan.machine["isa"], 4)
     operands = {**program.network.inputs}
@@ -265,6 +310,7 @@ def _own(executable: EngineExecutable, inputs: Mapping[str, np.ndarray], runs: i
         "runs": len(steps),
         "rows": rows,
         "whole_ms": float(np.median(whole)) * 1e-6,
+        "cpu_ms": float(np.median(cpu)) * 1e-6 if plan.machine["threads"] == 1 else 0.0,
         "call_ms": call_ms,
         "clocked_ms": float(np.median(steps.sum(axis=1))) * 1e-6 + call_ms,
         "notes": list(executable.notes),
@@ -274,19 +320,26 @@ def _own(executable: EngineExecutable, inputs: Mapping[str, np.ndarray], runs: i
 
 def _take(
     run: Callable[[], object], step_times: Callable[[], list[float]], runs: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Nanoseconds of every step ``(runs, steps)``, and of as many runs without clocks ``(runs,)``, in turns."""
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Nanoseconds, runs with and without clocks in turns.
+
+    Returns:
+        Of every step ``(runs, steps)``; of whole runs without clocks ``(runs,)``; their processor time ``(runs,)``.
+    """
     for _ in range(_WARM):
         run()
         step_times()
     steps: list[list[float]] = []
     whole: list[int] = []
+    cpu: list[int] = []
     for _ in range(runs):
+        worked = thread_time_ns()
         start = perf_counter_ns()
         run()
         whole.append(perf_counter_ns() - start)
+        cpu.append(thread_time_ns() - worked)
         steps.append(step_times())
-    return np.array(steps), np.array(whole)
+    return np.array(steps), np.array(whole), np.array(cpu)
 
 
 def _call_ms() -> float:
@@ -328,7 +381,7 @@ def _step_work(step: Step, stored: Callable[[Key, Node | None], int]) -> Work:
 # --- the other side --------------------------------------------------------------------------------
 
 
-def profile_of(model: str, measured: Mapping[str, Any], roof: Roof | None = None) -> Profile:
+def profile_of(model: str, measured: Mapping[str, Any], roof: Roofline | None = None) -> Profile:
     """A :class:`Profile` from what :func:`measure_steps` gave."""
     total = sum(row["milliseconds"] for row in measured["rows"]) or 1.0
     rows = []

@@ -12,8 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from dlas.core.errors import OptionError, UnknownNameError, UnsupportedError
-from dlas.kernels.extension import has_layer
-from dlas.kernels.kernel import Context, Form, Kernel, NativeKernel, Node, kernels
+from dlas.kernels.kernel import Context, Form, Kernel, Node, kernels
 from dlas.kernels.layout import Layout
 from dlas.runtime.engine.delegate import DELEGATES, delegate_refuses
 from dlas.runtime.engine.network import Call, Network
@@ -85,13 +84,9 @@ class Rule:
 
 def kernels_for(op: str, context: Context) -> list[Kernel]:
     """Every kernel of an operator that this machine can use."""
-    found = []
-    for name, member in kernels.members():
-        if op not in member.ops or member.missing() or context.isa == "numpy":
-            continue
-        if not issubclass(member, NativeKernel) or has_layer(context.isa, op, name):
-            found.append(member())
-    return found
+    if context.isa == "numpy":
+        return []
+    return [member() for _, member in kernels.members() if op in member.ops and not member.missing()]
 
 
 def candidates(

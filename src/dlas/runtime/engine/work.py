@@ -11,6 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from dlas.core.errors import UnsupportedError
+from dlas.hardware.cpu.roofline import Roofline, roofline
 from dlas.kernels.kernel import Node, Operand
 
 _BYTES = frozenset({"int8", "uint8"})
@@ -121,66 +123,36 @@ def together(parts: Sequence[Work]) -> Work:
     )
 
 
-@dataclass(frozen=True)
-class Level:
-    """Memory of one kind.
-
-    Attributes:
-        name: ``L1``, ``L2``, ``L3`` or ``DRAM``.
-        bytes: What it holds for all threads together; infinite for the last.
-        gbytes_per_s: Bandwidth of reads, all threads together.
-    """
-
-    name: str
-    bytes: float
-    gbytes_per_s: float
+def roof_for(threads: int, isa: str = "native", *, fresh: bool = False) -> Roofline | None:
+    """What this machine can do at most, measured once and remembered; None where that cannot be measured."""
+    try:
+        found = roofline(threads, isa, fresh=fresh)
+    except UnsupportedError:  # no native kernels
+        return None
+    return found if found.peaks and found.bandwidths else None
 
 
-@dataclass(frozen=True)
-class Roof:
-    """What a machine can do at most with some number of threads.
+def peak_of(work: Work, roof: Roofline) -> str:
+    """The fastest way of this processor to compute such products: a name of ``roof.peaks``."""
+    return "amx_int8" if work.kind == "int8" and "amx_int8" in roof.peaks else work.kind
 
-    Attributes:
-        cpu: Processor.
-        isa: Instruction set.
-        threads: Threads.
-        peaks: ``fp32`` and ``int8`` in GFLOP/s and GOP/s.
-        levels: Memories, the smallest first.
-    """
 
-    cpu: str
-    isa: str
-    threads: int
-    peaks: dict[str, float]
-    levels: tuple[Level, ...]
+def attainable(work: Work, roof: Roofline) -> float:
+    """GFLOP/s (GOP/s) at most: the peak, or what the smallest memory brings that holds the working set."""
+    return roof.attainable(work.operations, work.bytes, kind=peak_of(work, roof))
 
-    def level_of(self, work: Work) -> Level:
-        """The smallest memory that holds the working set."""
-        return next((level for level in self.levels if work.bytes <= level.bytes), self.levels[-1])
 
-    def attainable(self, work: Work) -> float:
-        """GFLOP/s (GOP/s) at most: the peak, or what the memory brings; 0 where nothing is computed."""
-        return min(self.peaks[work.kind], work.intensity * self.level_of(work).gbytes_per_s)
+def least_ms(work: Work, roof: Roofline) -> float:
+    """Milliseconds at least: for the operations at the peak, or for the bytes, whichever takes longer."""
+    return 1e3 * roof.seconds(work.operations, work.bytes, kind=peak_of(work, roof))
 
-    def least_ms(self, work: Work) -> float:
-        """Milliseconds at least: for the operations at the peak, or for the bytes, whichever takes longer."""
-        computing = work.operations / (1e6 * self.peaks[work.kind])
-        return max(computing, work.bytes / (1e6 * self.level_of(work).gbytes_per_s))
 
-    def to_dict(self) -> dict:
-        """Plain dictionary, fit for JSON."""
-        levels = [
-            {
-                "name": level.name,
-                "bytes": level.bytes if math.isfinite(level.bytes) else None,
-                "gbytes_per_s": level.gbytes_per_s,
-            }
-            for level in self.levels
-        ]
-        return {
-            "cpu": self.cpu,
-            "isa": self.isa,
-            "threads": self.threads,
-            "peaks": self.peaks,
-            "levels": levels,
-        }
+def level_of(work: Work, roof: Roofline) -> str:
+    """The smallest memory that holds the working set: ``L1``, ``L2``, ``L3`` or ``DRAM``."""
+    return roof.level(work.bytes / roof.threads).upper()
+
+
+def bound_of(work: Work, roof: Roofline) -> str:
+    """What holds the work back at most: ``products``, or the bytes of a memory."""
+    at_peak = work.operations and attainable(work, roof) >= 0.999 * roof.peaks[peak_of(work, roof)].value
+    return "products" if at_peak else f"{level_of(work, roof)} bytes"

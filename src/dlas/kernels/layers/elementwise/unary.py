@@ -62,6 +62,7 @@ class Unary(NativeKernel):
     name = "unary"
     ops: ClassVar[tuple[str, ...]] = tuple(sorted((*_READ, *_PLAIN_OPS)))
     summary = "functions of single elements, in vectors"
+    in_place: ClassVar[tuple[int, ...]] = (0,)
 
     def refuses(self, node: Node, context: Context) -> str:
         """float32 and, for Clip, constant bounds."""

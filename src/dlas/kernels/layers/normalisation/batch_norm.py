@@ -19,6 +19,7 @@ class BatchNorm(NativeKernel):
     name = "batch-norm"
     ops: ClassVar[tuple[str, ...]] = ("BatchNormalization",)
     summary = "a line per channel"
+    in_place: ClassVar[tuple[int, ...]] = (0,)
 
     def refuses(self, node: Node, context: Context) -> str:
         """Statistics that the network computes."""
