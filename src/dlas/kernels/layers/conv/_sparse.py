@@ -9,6 +9,7 @@ from dlas.kernels.kernel import Context, Node
 LEAST_SPARSITY = 0.5
 _TILE = 8  # vectors of pixels in registers
 _ROW = 60  # cycles to start and store one row of a tile
+_L2 = 2**20  # bytes
 
 
 def unfit(node: Node) -> str:
@@ -38,7 +39,10 @@ def seconds(node: Node, context: Context, *, row: int, per_entry: float, gathers
     ins, kh, kw = weight.shape[1:]
     vectors = -(-((height - 1) * row + width) // context.block)
     passes = max(1.0, min(ins / 32, entries / max(1, outs) / 24))
-    sums = entries * vectors * per_entry + outs * -(-vectors // _TILE) * passes * _ROW
+    tiles = -(-vectors // _TILE)
+    sums = entries * vectors * per_entry + outs * tiles * passes * _ROW
+    if 8 * entries > _L2:  # every tile reads them again, from L3
+        sums += 8 * entries * tiles / 16
     gathered = node.attributes["group"] * ins * kh * kw * vectors * 7 if gathers else 0
     moved = 6 * (np.prod(node.operand(0).shape[1:]) + np.prod(node.output.shape[1:])) / context.block
     return 2e-6 + n * float(sums + gathered + moved) / 2.7e9
