@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from dlas.graph.model import Model
     from dlas.runtime.backend import Executable
     from dlas.runtime.bench import BenchRow
+    from dlas.runtime.engine.explain import Explanation
     from dlas.runtime.engine.plan import Plan
     from dlas.runtime.engine.profile import Profile
     from dlas.verify.conversion import Conversion
@@ -481,14 +482,31 @@ def bench(
     target: str = "host",
     protocol: Protocol | None = None,
     layers: bool = False,
+    limits: bool = False,
+    fresh: bool = False,
     tell: Callable[[str], None] = lambda text: None,
 ) -> list[BenchRow]:
-    """Time a network on several back ends (all installed ones by default), interleaved."""
+    """Time a network on several back ends (all installed ones by default), interleaved.
+
+    Args:
+        model: The network.
+        backends: Back ends as text.
+        threads: Thread counts, one after the other.
+        target: Device.
+        protocol: How long and how often to time.
+        layers: Also time per layer, where a back end can tell.
+        limits: Also GFLOP/s, and the share of what the measured roofline of this machine allows.
+        fresh: Measure that roofline again.
+        tell: Receives one line per step.
+    """
     from dlas.runtime.backend import installed_backends
     from dlas.runtime.bench import bench as run
+    from dlas.runtime.bench import with_limits
+    from dlas.runtime.engine.work import roof_for
 
-    return run(
-        load(model),
+    network = load(model)
+    rows = run(
+        network,
         [backends] if isinstance(backends, str) else list(backends) or installed_backends(),
         threads=threads,
         target=target,
@@ -496,6 +514,23 @@ def bench(
         layers=layers,
         tell=tell,
     )
+    if not limits:
+        return rows
+    tell("measure the limits of this machine")
+    return with_limits(rows, network, lambda count: roof_for(count, fresh=fresh))
+
+
+def explain(model: str | Path | Model, rows: Sequence[BenchRow]) -> list[Explanation]:
+    """Layers of several back ends side by side, once per thread count; rows come from ``bench(layers=True)``."""
+    from dlas.runtime.engine.explain import explain as align
+
+    network, found = load(model), []
+    for count in dict.fromkeys(row.threads for row in rows):
+        taken = [row for row in rows if row.threads == count]
+        told = {row.backend: row.layers for row in taken if row.layers}
+        silent = {row.backend: row.reason or str(row.outcome) for row in taken if not row.layers}
+        found.append(align(network, told, count, silent))
+    return found
 
 
 def profile(

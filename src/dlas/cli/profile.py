@@ -96,7 +96,7 @@ def show(found: Profile) -> None:
         say(note)
     columns = ("layer", "operator", "kernel", "layout", "ms", "share", "MACs", "bytes in + out + weights", "GFLOP/s",
                "FLOP/byte", "attainable", "of it", "bound by")  # fmt: skip
-    rows = [_cells(row, found) for row in found.rows]
+    rows = [_cells(row) for row in found.rows]
     kept = [i for i in range(len(columns)) if any(row[i] for row in rows)]
     write_table([columns[i] for i in kept], [[row[i] for i in kept] for row in rows])
     whole = f"whole network {found.whole_ms:.4g} ms"
@@ -104,20 +104,18 @@ def show(found: Profile) -> None:
         say(f"layers together {found.steps_ms:.4g} ms by the clock of {found.backend}; {whole} without it")
         _candidates(found)
         return
+    if found.interrupted:
+        whole += f", of which {found.cpu_ms:.4g} ms processor time"
+        say("other programs took the processor in between: shares and sums are of the processor time")
     say(
         f"steps {found.steps_ms:.4g} ms + call {found.call_ms:.2g} ms: {abs(found.difference):.1%} "
-        f"{'more' if found.difference >= 0 else 'less'} than the {whole} without clocks"
+        f"{'more' if found.difference >= 0 else 'less'} than the {whole}, without clocks"
         + ("" if found.adds_up else "; beyond 3 %, so the machine is not quiet")
     )
-    say(f"overhead of profiling: {found.clock_cost:.1%}")
-    if found.roof is not None and found.fraction is not None:
-        work = found.work
-        rate = 0.0 if work is None else work.operations / (1e6 * found.whole_ms)
-        kind = "int8" if work is not None and work.kind == "int8" else "fp32"
-        say(
-            f"{rate:.4g} G{'FLOP' if kind == 'fp32' else 'OP'}/s, {rate / found.roof.peaks[kind]:.1%} of the "
-            f"{kind} peak; {found.fraction:.1%} of the speed that the roofline allows"
-        )
+    if not found.interrupted:
+        say(f"overhead of profiling: {found.clock_cost:.1%}")
+    for sentence in found.summary():
+        say(sentence)
     _candidates(found)
 
 
@@ -127,16 +125,13 @@ def _candidates(found: Profile) -> None:
         say("whole networks compared: " + ", ".join(f"{name} {ms:.4g} ms" for name, ms in listed))
 
 
-def _cells(row: Row, found: Profile) -> list[str]:
+def _cells(row: Row) -> list[str]:
     work, rate = row.work, row.gflops
     sizes = (
         ""
         if work is None
         else " + ".join(_short_size(n) for n in (work.bytes_in, work.bytes_out, work.bytes_weights))
     )
-    bound = row.level
-    if row.attainable is not None and found.roof is not None and work is not None:
-        bound = "products" if row.attainable >= 0.999 * found.roof.peaks[work.kind] else f"{row.level} bytes"
     return [
         row.name,
         row.op,
@@ -150,7 +145,7 @@ def _cells(row: Row, found: Profile) -> list[str]:
         "" if work is None or not work.operations else f"{work.intensity:.3g}",
         "" if row.attainable is None else f"{row.attainable:.3g}",
         "" if row.fraction is None else f"{row.fraction:.0%}",
-        bound,
+        row.bound,
     ]
 
 

@@ -89,7 +89,7 @@ def _pareto() -> dict[str, Any]:
             x=x, y=y, color=alt.value("var(--accent)")
         ),
     ]  # fmt: skip
-    return _finished(alt.layer(*layers).properties(width="container", height=420))
+    return finished(alt.layer(*layers).properties(width="container", height=420))
 
 
 def _effect() -> dict[str, Any]:
@@ -117,7 +117,7 @@ def _effect() -> dict[str, Any]:
         *_haloed(stats, row, "text:N", align="left", x=0),
         *_haloed(stats, row, "words:N", align="right", x="width", fontWeight="bold"),
     ]  # fmt: skip
-    return _finished(alt.layer(*layers).properties(width="container", height=36))
+    return finished(alt.layer(*layers).properties(width="container", height=36))
 
 
 def _haloed(chart: Any, row: Any, field: str, **look: Any) -> list[Any]:
@@ -134,7 +134,7 @@ def _haloed(chart: Any, row: Any, field: str, **look: Any) -> list[Any]:
     ]
 
 
-def _finished(chart: Any) -> dict[str, Any]:
+def finished(chart: Any) -> dict[str, Any]:
     """The specification with the look all charts share."""
     config = {
         "background": "transparent",

@@ -13,14 +13,19 @@ from typing import Any
 
 import numpy as np
 
+from dlas.core.errors import DlasError
 from dlas.core.figure import Figure, Outcome, Source
 from dlas.core.files import scratch_folder
 from dlas.core.options import Choice
 from dlas.core.timing import Protocol, Timing, measure_samplers, ratio
 from dlas.core.worker import Worker, WorkerFailure
 from dlas.graph.model import Model
+from dlas.hardware.cpu.roofline import Roofline
 from dlas.hardware.target import target_for
 from dlas.runtime.backend import backends as known_backends
+from dlas.runtime.backend import deployable
+from dlas.runtime.engine.engine import prepared
+from dlas.runtime.engine.work import least_ms, work_of
 
 SESSION = "dlas.runtime.session"
 
@@ -34,9 +39,12 @@ class BenchRow:
         threads: Threads.
         outcome: What became of it.
         reason: Why, if it did not run.
-        figures: ``latency_ms``, ``ratio`` (to the first row that ran; above 1 is slower) and ``peak_memory_bytes``.
+        figures: ``latency_ms``, ``ratio`` (to the first row that ran; above 1 is slower), ``to_fastest`` (the same, to
+            the fastest with as many threads), ``peak_memory_bytes``, ``gflops`` (operations of the network over the
+            time) and ``limit_fraction`` (least time by the roofline over the time).
         notes: What differs from what was asked.
-        layers: Time per layer, where asked for and where the back end can tell.
+        layers: Time per layer, where asked for and where the back end can tell: ``name``, ``op``, ``milliseconds``; of
+            the engine also ``impl`` and ``nodes``.
     """
 
     backend: str
@@ -220,6 +228,7 @@ def _time(
     layers: bool,
     timeout_s: float,
 ) -> list[BenchRow]:
+    """Time everything with one number of threads, in turns."""
     failures: dict[str, WorkerFailure] = {b: p for b, p in built.items() if isinstance(p, WorkerFailure)}
     samplers: dict[str, WorkerSampler] = {}
     notes: dict[str, tuple[str, ...]] = {}
@@ -240,6 +249,7 @@ def _time(
         timings, died = measure_survivors(ready, protocol)
         failures.update(died)
         first = next(iter(timings.values()), None)
+        fastest = min(timings.values(), key=lambda t: t.median, default=None)
         rows = []
         for backend in built:
             if backend in failures:
@@ -247,8 +257,9 @@ def _time(
                 rows.append(BenchRow(backend, threads, failure.outcome, failure.reason))
                 continue
             figures = {"latency_ms": timings[backend].figure()}
-            if first is not None:
+            if first is not None and fastest is not None:
                 figures["ratio"] = ratio(timings[backend], first)
+                figures["to_fastest"] = ratio(timings[backend], fastest)
             row = BenchRow(backend, threads, Outcome.OK, "", figures, notes[backend])
             rows.append(_with_details(row, samplers[backend], layers))
         return rows
@@ -265,6 +276,44 @@ def _with_details(row: BenchRow, sampler: WorkerSampler, layers: bool) -> BenchR
             row = replace(
                 row, figures={**row.figures, "peak_memory_bytes": Figure(peak, "bytes", Source.MEASURED)}
             )
-        return replace(row, layers=tuple(sampler.call("profile", 30))) if layers else row
+        return replace(row, layers=_layers(row.backend, sampler)) if layers else row
     except WorkerFailure as failure:
         return replace(row, reason=f"no per-layer times: {failure.reason}")
+
+
+def _layers(backend: str, sampler: WorkerSampler) -> tuple[dict[str, Any], ...]:
+    if Choice.parse(backend).name != "engine":
+        return tuple(sampler.call("profile", 30))
+    found = sampler.call("steps", 30)
+    if not found["rows"]:
+        raise WorkerFailure(Outcome.UNSUPPORTED, found["notes"][-1])
+    kept = ("name", "op", "impl", "milliseconds", "nodes")
+    return tuple({key: row[key] for key in kept if key in row} for row in found["rows"])
+
+
+def with_limits(
+    rows: Sequence[BenchRow], model: Model, roof_of: Callable[[int], Roofline | None]
+) -> list[BenchRow]:
+    """The rows with ``gflops`` and ``limit_fraction``, where the work of the network is known.
+
+    Args:
+        rows: From :func:`bench`.
+        model: The network they timed.
+        roof_of: Limits of this machine with some number of threads, or None.
+    """
+    try:
+        works = [work_of(call.node) for call in prepared(deployable(model)).calls if not call.is_alias]
+    except DlasError:  # the engine cannot lower it, so nothing is known of its layers
+        return list(rows)
+    operations = sum(work.operations for work in works)
+    roofs = {row.threads: roof_of(row.threads) for row in rows}
+    found = []
+    for row in rows:
+        latency, roof, figures = row.figures.get("latency_ms"), roofs[row.threads], dict(row.figures)
+        if latency is not None and latency.value > 0:
+            figures["gflops"] = Figure(operations / (1e6 * latency.value), "GFLOP/s", Source.MEASURED)
+            if roof is not None:
+                least = sum(least_ms(work, roof) for work in works)
+                figures["limit_fraction"] = Figure(least / latency.value, "fraction", Source.ESTIMATED)
+        found.append(replace(row, figures=figures))
+    return found

@@ -12,7 +12,7 @@ from dlas.hardware.target import target_for
 from dlas.runtime.backend import backend_for
 from dlas.runtime.bench import WorkerSampler, build
 from dlas.runtime.engine.profile import Profile, profile_of
-from dlas.runtime.engine.roof import roof_for
+from dlas.runtime.engine.work import roof_for
 
 
 def profile(
