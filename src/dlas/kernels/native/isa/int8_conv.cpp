@@ -146,7 +146,7 @@ class Convolution {
     merged_ = groups == 1 && (window.dw == 1 || kw == 1) && (flat || x->strides[2] == C);
     if (padded_) x_n_ = padded_;
     channels_ = C, kh_ = kh, kw_ = kw;
-    lay_taps(w, flat ? nullptr : x, window);
+    lay_taps(node, flat ? nullptr : x, window);
     pack(node, groups, K);
   }
 
@@ -197,13 +197,14 @@ class Convolution {
   }
 
   // Offsets of the runs of bytes that one output sees; a second set where int16 weights are two int8 ones.
-  void lay_taps(const DLTensor* w, const DLTensor* x, const Window& window) {
+  void lay_taps(const dlas_node* node, const DLTensor* x, const Window& window) {
+    const DLTensor* w = input(node, 1);
     const int64_t run = merged_ ? kw_ * channels_ : channels_;
     steps_ = static_cast<int>((run + 3) / 4);
     for (int i = 0; i < kh_; ++i)
       for (int j = 0; j < (merged_ ? 1 : kw_); ++j)
         taps_.push_back(x ? i * window.dh * x->strides[1] + j * window.dw * x->strides[2] : 0);
-    vnni_ = use_vnni();
+    vnni_ = use_vnni() && get(node, "vnni", 1);  // 0: as on a processor without it
     if (!vnni_ || w->dtype.bits == 8) return;
     int64_t size = 1;
     for (int d = 0; d < w->ndim; ++d) size *= w->shape[d];

@@ -152,7 +152,7 @@ class Depthwise {
     zero_point_ = static_cast<int>(get(node, "x_zero_point", 0)) + (flip_ ? 128 : 0);
     n_ = x->shape[0], oh_ = y->shape[1], ow_ = y->shape[2];
     pairs_ = window_.sw == 1 && window_.dw == 1 && window_.kw > 1 && window_.kw <= 3;
-    vnni_ = use_vnni();
+    vnni_ = use_vnni() && get(node, "vnni", 1);  // 0: as on a processor without it
     lay_taps(input(node, 1), x);
     pack(node);
   }
