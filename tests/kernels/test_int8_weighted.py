@@ -34,6 +34,15 @@ def test_equal_without_vnni_on_the_best_instruction_set(op: str, kernel: str):
         check(kernel, replace(node, attributes={**node.attributes, "vnni": 0}), [x], y, ISAS[0])
 
 
+@pytest.mark.skipif("x86-64-v4" not in ISAS, reason="only the widest instruction set has tiles")
+@pytest.mark.parametrize(("op", "kernel"), [KERNELS[0], KERNELS[2]])
+def test_tiles_of_amx_as_a_model_of_their_instructions(op: str, kernel: str):
+    for seed in range(100):
+        rng = np.random.default_rng([seed, 10])
+        node, x, y = random_convolution(rng, op, ROUNDINGS[seed % len(ROUNDINGS)])
+        check(kernel, replace(node, attributes={**node.attributes, "amx": 2}), [x], y, "x86-64-v4")
+
+
 @pytest.mark.parametrize("isa", ISAS)
 def test_a_bias_of_any_size_and_channels_that_are_switched_off(isa: str):
     """LiteRT's converter leaves biases of 2**30 with tiny factors in channels without weights."""

@@ -6,6 +6,7 @@
 // [chunk of 4 vectors of output channels][tap][bytes / 4][vector][lane][4], and a register tile is up to P pixels,
 // from anywhere in the image, by the vectors of one chunk.
 
+#include "int8_amx.h"
 #include "quant.h"
 
 namespace dlas::DLAS_NS {
@@ -13,7 +14,8 @@ namespace {
 
 constexpr int kVnniTile[5] = {0, 12, 12, 8, 6};  // pixels for NB vectors
 constexpr int kPairsTile[5] = {0, 8, 4, 3, 2};
-constexpr int kMostPixels = 12;
+constexpr int kMostPixels = 32;  // AMX takes that many
+enum Amx { kNoAmx, kAmx, kAmxModel };
 
 struct Tile {
   const uint8_t* x[kMostPixels];
@@ -90,6 +92,11 @@ __attribute__((noinline)) void finish(const Tile& t, int32_t* sums, int pixels) 
 using Finish = void (*)(const Tile&, int32_t*, int);
 constexpr Finish kFinish[5] = {nullptr, finish<1>, finish<2>, finish<3>, finish<4>};
 
+bool has_amx() {
+  static const bool has = dlas::has_amx_int8();
+  return has;
+}
+
 // Up to 4 vectors of output channels of one group.
 struct Chunk {
   int first, count, nb, group;  // output channels, and vectors
@@ -150,22 +157,58 @@ class Convolution {
     pack(node, groups, K);
   }
 
-  size_t workspace() const { return padded_ ? n_ * padded_ + 64 : 0; }
+  size_t workspace() const {
+    const size_t panels = amx_ ? static_cast<size_t>(api().threads(ctx_)) * kMostPixels * 64 * depth_ : 0;
+    return copy_size() + panels;
+  }
 
+#if DLAS_VL == 16
+  template <class Tiles>
+  auto by_amx(Tiles& tiles, const Chunk& chunk, uint8_t* panel) const {
+    return [this, &tiles, &chunk, panel](const Tile& t, int size, int32_t* sums) {
+      const int bytes = 4 * t.steps;
+      for (int p = 0; p < size; ++p) {
+        uint8_t* to = panel + static_cast<int64_t>(p) * 64 * depth_;
+        for (int tap = 0; tap < t.tap_count; ++tap, to += bytes) {
+          const uint8_t* from = t.x[p] + t.taps[tap];
+          for (int i = 0; i < bytes; ++i) to[i] = from[i] ^ static_cast<uint8_t>(t.flip);
+        }
+      }
+      amx_sums(tiles, panel, size, t.w, t.constants, chunk.nb, depth_, sums);
+    };
+  }
+#endif
   void run(const DLTensor* const* in, int, DLTensor* const* out, int, void* scratch) {
     const uint8_t* x = bytes_of(in[0]) + start_;
     uint8_t* y = bytes_of(out[0]);
     if (padded_) x = copied(in[0], static_cast<uint8_t*>(scratch));
     const int64_t tasks = static_cast<int64_t>(chunks_.size()) * bands_;
-    parallel(ctx_, tasks, [&](int64_t task, int) {
+    parallel(ctx_, tasks, [&](int64_t task, int thread) {
       const Chunk& chunk = chunks_[task / bands_];
-      const int64_t band = task % bands_;
-      one(chunk, x, y, chunk.tiles * band / bands_, chunk.tiles * (band + 1) / bands_);
+      const int64_t band = task % bands_, from = chunk.tiles * band / bands_, to = chunk.tiles * (band + 1) / bands_;
+#if DLAS_VL == 16
+      uint8_t* panel = static_cast<uint8_t*>(scratch) + copy_size() + int64_t{thread} * kMostPixels * 64 * depth_;
+      if (amx_ == kAmx) {
+        HardwareTiles tiles;
+        return one(chunk, x, y, from, to, by_amx(tiles, chunk, panel));
+      }
+      if (amx_ == kAmxModel) {
+        ModelTiles tiles;
+        return one(chunk, x, y, from, to, by_amx(tiles, chunk, panel));
+      }
+#endif
+      (void)thread;
+      one(chunk, x, y, from, to, [&chunk](const Tile& t, int size, int32_t* sums) {
+        (size == chunk.small ? chunk.small_sums : chunk.large_sums)(t, sums);
+      });
     });
   }
 
  private:
-  void one(const Chunk& chunk, const uint8_t* x, uint8_t* y, int64_t from, int64_t to) const {
+  size_t copy_size() const { return padded_ ? (n_ * padded_ + 127) / 64 * 64 : 0; }
+
+  template <class Compute>
+  void one(const Chunk& chunk, const uint8_t* x, uint8_t* y, int64_t from, int64_t to, const Compute& compute) const {
     alignas(64) int32_t sums[kMostPixels * 4 * VL];
     Tile t;
     t.w = chunk.w, t.constants = chunk.constants, t.taps = taps_.data();
@@ -191,7 +234,7 @@ class Convolution {
         oh = 0, image += x_n_, result += y_n_;
         row = image, y_row = result;
       }
-      (size == chunk.small ? chunk.small_sums : chunk.large_sums)(t, sums);
+      compute(t, size, sums);
       kFinish[chunk.nb](t, sums, size);
     }
   }
@@ -205,6 +248,11 @@ class Convolution {
       for (int j = 0; j < (merged_ ? 1 : kw_); ++j)
         taps_.push_back(x ? i * window.dh * x->strides[1] + j * window.dw * x->strides[2] : 0);
     vnni_ = use_vnni() && get(node, "vnni", 1);  // 0: as on a processor without it
+    if (VL == 16) {
+      const int64_t wanted = get(node, "amx", kAmx);  // kAmxModel: as on a processor with it
+      amx_ = wanted == kAmxModel ? kAmxModel : wanted == kAmx && has_amx() ? kAmx : kNoAmx;
+      vnni_ = vnni_ || amx_;
+    }
     if (!vnni_ || w->dtype.bits == 8) return;
     int64_t size = 1;
     for (int d = 0; d < w->ndim; ++d) size *= w->shape[d];
@@ -216,7 +264,9 @@ class Convolution {
     const DLTensor *w = input(node, 1), *b = input(node, 2);
     const int64_t in_group = K / groups, vectors = (in_group + VL - 1) / VL, per_group = (vectors + 3) / 4;
     const int ways = vnni_ ? 1 : 2;
-    const int64_t row = static_cast<int64_t>(taps_.size()) * steps_ * ways * VL;  // of one vector of channels
+    int64_t depth = static_cast<int64_t>(taps_.size()) * steps_;
+    if (amx_) depth_ = static_cast<int>((depth + 15) / 16), depth = depth_ * 16;
+    const int64_t row = depth * ways * VL;  // of one vector of channels
     weights_ = std::make_unique<Packed>(groups * vectors * row);
     constants_ = std::make_unique<Packed>(groups * vectors * kConstants * VL);
     int32_t* to = reinterpret_cast<int32_t*>(weights_->at);
@@ -272,11 +322,11 @@ class Convolution {
   }
 
   void add_chunk(int first, int count, int nb, int group, const int32_t* w, const int32_t* constants) {
-    const int most = (vnni_ ? kVnniTile : kPairsTile)[nb];
+    const int most = amx_ ? kMostPixels : (vnni_ ? kVnniTile : kPairsTile)[nb];
     const int64_t pixels = n_ * oh_ * ow_, tiles = std::max<int64_t>(1, (pixels + most - 1) / most);
     const int small = static_cast<int>(pixels / tiles), large = static_cast<int>((pixels + tiles - 1) / tiles);
-    chunks_.push_back({first, count, nb, group, w, constants, tiles, small,
-                       pick_any(vnni_, nb, std::max(small, 1)), pick_any(vnni_, nb, std::max(large, 1))});
+    const auto pick = [&](int size) { return amx_ ? nullptr : pick_any(vnni_, nb, std::max(size, 1)); };
+    chunks_.push_back({first, count, nb, group, w, constants, tiles, small, pick(small), pick(large)});
   }
 
   void split(int64_t) {
@@ -296,6 +346,8 @@ class Convolution {
   int32_t flip_;
   int zero_point_, steps_, kh_, kw_;
   bool merged_, vnni_ = false, twice_ = false;
+  Amx amx_ = kNoAmx;
+  int depth_ = 0;  // runs of 64 bytes that AMX multiplies
   int64_t n_, oh_, ow_, x_n_, x_h_, x_w_, y_n_, y_h_, y_w_, start_, channels_, padded_ = 0, bands_ = 1;
   std::vector<int64_t> taps_;
   std::vector<Chunk> chunks_;
