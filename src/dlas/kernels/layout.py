@@ -125,7 +125,8 @@ def to_layout(array: np.ndarray, form: Storage) -> np.ndarray:
         whole = np.zeros((n, blocks * block, h, w), array.dtype)
         whole[:, : array.shape[1]] = array
         view[...] = whole.reshape(n, blocks, block, h, w).transpose(0, 1, 3, 4, 2)
-    elif array.ndim == 4 and tuple(form.shape) != array.shape:
+    elif array.ndim == 4 and form.size > array.size:
+        # Nhwc: it has spare bytes, and the shapes of (N, 4, 4, 4) do not tell.
         view[...] = array.transpose(0, 2, 3, 1)
     else:
         view[...] = array
