@@ -33,8 +33,8 @@ def add_to(app: typer.Typer) -> None:
 def profile(
     model: Annotated[str, typer.Argument(help="Model file, or the name of a network dlas ships.")],
     backend: Annotated[
-        str, typer.Option(help="Back end, such as engine or onnxruntime; the engine tells most.")
-    ] = "engine",
+        str, typer.Option(help="Back end, such as onnxruntime; by default the engine, which tells most.")
+    ] = "",
     threads: Annotated[int, typer.Option(help="Threads.", min=1)] = 1,
     policy: Policy = "",
     impl: Impl = None,
@@ -60,6 +60,7 @@ def profile(
         writer_for(output)
     for path in filter(None, (output, report)):
         check_place(path, force)
+    backend = backend or _default()
     choice = engine_choice(backend, policy, impl)
     network = api.load(model, architecture=architecture)
     device = engine_target(target, isa)
@@ -88,6 +89,16 @@ def profile(
         show(found)
     for path in filter(None, (output, report)):
         say(f"wrote {path}")
+
+
+def _default() -> str:
+    """The engine, or where it was not built the back end that is always here."""
+    from dlas.runtime.backend import backends
+
+    missing = backends.get("engine").missing()
+    if missing:
+        say(f"engine is {missing}: profile onnxruntime instead")
+    return "onnxruntime" if missing else "engine"
 
 
 def show(found: Profile) -> None:

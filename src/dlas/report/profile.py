@@ -57,7 +57,7 @@ def _headline(profile: Profile) -> str:
     words = f"{value_words(profile.whole_ms, 'ms')} a run on {_threads(profile.threads)}"
     if profile.interrupted:
         words += f", of which {value_words(profile.cpu_ms, 'ms')} processor time"
-    return ". ".join([words, *profile.summary()]) + "."
+    return ". ".join([words, *profile.summary()[:1]]) + "."
 
 
 def _slowest(profile: Profile) -> str:

@@ -10,7 +10,7 @@ function put(parent, name, text, attributes = {}) {
   return element;
 }
 
-function showTip(_, event, item) {
+function showTip(event, item) {
   const told = item && item.datum && item.datum.tip;
   tip.hidden = !told;
   if (!told) return;
@@ -37,14 +37,20 @@ function pick(number) {
   row.scrollIntoView({ block: "center" });
 }
 
-/** Fixed ends of the axes, where a figure brings them. */
+/** Fixed ends of logarithmic axes, with a label at 1, 2 and 5 times every power of ten. */
 function framed(spec, domains) {
   if (!domains) return spec;
   const copy = structuredClone(spec);
   for (const layer of copy.layer) {
-    for (const axis of ["x", "y"]) {
-      const channel = layer.encoding && layer.encoding[axis];
-      if (channel && channel.scale) channel.scale.domain = domains[axis];
+    for (const name of ["x", "y"]) {
+      const channel = layer.encoding && layer.encoding[name];
+      if (!channel || !channel.scale) continue;
+      const [low, high] = (channel.scale.domain = domains[name]);
+      const values = [];
+      for (let power = Math.floor(Math.log10(low)); power <= Math.log10(high); power += 1) {
+        for (const step of [1, 2, 5]) if (step * 10 ** power >= low && step * 10 ** power <= high) values.push(step * 10 ** power);
+      }
+      if (channel.axis) channel.axis.values = values;
     }
   }
   return copy;
@@ -58,8 +64,7 @@ async function draw(figure) {
   const { view } = await vegaEmbed(inside, spec, {
     mode: "vega-lite", actions: false, renderer: "svg", ast: true, defaultStyle: false, tooltip: false, logLevel: 1,
   });
-  view.tooltip(() => {});
-  view.addEventListener("mousemove", (event, item) => showTip(null, event, item));
+  view.addEventListener("mousemove", showTip);
   view.addEventListener("mouseout", () => { tip.hidden = true; });
   view.addEventListener("click", (_, item) => { if (item && item.datum && item.datum.row !== undefined) pick(item.datum.row); });
 }
