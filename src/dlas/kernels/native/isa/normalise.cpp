@@ -49,8 +49,8 @@ class Normalise {
         length_(get(node, "length", 1)),
         epsilon_(static_cast<float>(getf(node, "epsilon", 1e-5))),
         center_(get(node, "center", 1) != 0),
-        scale_(sets_ * segments_),
-        shift_(sets_ * segments_) {
+        scale_(sets_ * segments_ + VL),
+        shift_(sets_ * segments_ + VL) {
     const float *scale = floats(input(node, 1)), *shift = floats(input(node, 2));
     std::copy(scale, scale + sets_ * segments_, scale_.at);
     if (shift) std::copy(shift, shift + sets_ * segments_, shift_.at);
@@ -88,7 +88,7 @@ class Normalise {
   int64_t rows_, sets_, segments_, length_;
   float epsilon_;
   bool center_;
-  Packed scale_, shift_;  // Packed has 16 floats to spare: whole vectors may be read at the end
+  Packed scale_, shift_;  // with a vector to spare: whole ones are read at the end
 };
 
 DLAS_ENTER(Normalise, "Normalise", "normalise");
