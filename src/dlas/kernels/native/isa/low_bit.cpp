@@ -219,6 +219,21 @@ int height_for(int64_t rows) {
 
 }  // namespace
 
+static int32_t copy_bytes(const uint8_t* from, uint8_t flip, int64_t count, int8_t* to) {
+  const VB ones = VB{} + uint8_t{1}, flips = VB{} + flip;
+  VI sums{};
+  int32_t sum = 0;
+  int64_t i = 0;
+  for (; i + 4 * VL <= count; i += 4 * VL) {
+    const VB v = load_bytes(from + i) ^ flips;
+    std::memcpy(to + i, &v, sizeof v);
+    sums = Pairs::narrow(sums, ones, (VI)v);
+  }
+  for (int l = 0; l < VL; ++l) sum += sums[l];
+  for (; i < count; ++i) sum += to[i] = static_cast<int8_t>(from[i] ^ flip);
+  return sum;
+}
+
 int32_t quantize(const float* x, int64_t count, int8_t* a, float* scale, Quantizer quantizer) {
   V largest{}, poison{};
   int64_t i = 0;
@@ -299,8 +314,7 @@ void Product::prepare_row(const DLTensor* a, int64_t row, int8_t* to, int32_t* s
       sum = quantize(floats(a) + row * w.k + g * w.group, w.group, bytes, scale + g, quantizer_);
     } else {
       const uint8_t* from = static_cast<const uint8_t*>(a->data) + row * w.k + g * w.group;
-      for (int64_t i = 0; i < w.group; ++i) bytes[i] = static_cast<int8_t>(from[i] ^ flip);
-      for (int64_t i = 0; i < w.group; ++i) sum += bytes[i];
+      sum = copy_bytes(from, flip, w.group, bytes);
       scale[g] = 1.0f;
     }
     std::memset(bytes + w.group, 0, w.steps * kRows - w.group);
