@@ -134,6 +134,10 @@ def show(rows: list[BenchRow]) -> None:
     )
     if any("limit_fraction" in r.figures for r in rows):
         say("the limit: every layer at the speed that the measured roofline of this machine allows")
+    if any(r.figures["limit_fraction"].value > 1 for r in rows if "limit_fraction" in r.figures):
+        from dlas.runtime.engine.profile import FEWER
+
+        say(FEWER)
 
 
 def _flag(row: BenchRow) -> str:
@@ -146,11 +150,11 @@ def show_layers(found: Explanation) -> None:
 
     rows = []
     for line in found.lines:
-        best = line.best_of(found.backends)
-        cells = [_time(line.milliseconds.get(b), b == best) for b in found.backends]
-        rows.append((line.name, line.op, line.impls.get("engine", ""), *cells))
+        best = line.best_of(found.shown)
+        cells = [_time(line.milliseconds.get(b), b == best) for b in found.shown]
+        rows.append((line.name, line.op, next(iter(line.impls.values()), ""), *cells))
     if rows:
-        heads = [f"{b} ms" for b in found.backends]
+        heads = [f"{b} ms" for b in found.shown]
         title = f"times of layers, {found.threads} thread{'s' if found.threads > 1 else ''}; * the fastest"
         write_table(("layer", "operator", "kernel", *heads), rows, title)
     for sentence in found.sentences():

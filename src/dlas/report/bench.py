@@ -7,13 +7,15 @@ from pathlib import Path
 from typing import Any
 
 from dlas.core.environment import fingerprint
-from dlas.core.figure import Figure
+from dlas.core.figure import Figure, Source
 from dlas.core.files import write_atomic
 from dlas.core.timing import is_clear
 from dlas.report.labels import figure_words, value_words
 from dlas.report.speed import page
 from dlas.runtime.bench import BenchRow
 from dlas.runtime.engine.explain import CAUTION, Explanation
+
+_EDGE = 8.0  # times the fastest: what takes longer would press all others together
 
 
 def write_bench_page(
@@ -86,24 +88,30 @@ def _headline(rows: Sequence[BenchRow]) -> str:
 
 
 def _ratios(rows: Sequence[BenchRow], number: int) -> dict[str, Any]:
+    """The chart of one thread count; a bar that is much longer than the others ends at the edge."""
+    timed = _timed(rows)
+    ratios = [r.figures.get("to_fastest") or Figure(1.0, "ratio", Source.MEASURED) for r in timed]
+    edge = min(_EDGE, max(figure.high or figure.value for figure in ratios))
     bars = []
-    for row in _timed(rows):
-        latency = row.figures["latency_ms"]
-        figure = row.figures.get("to_fastest") or Figure(1.0, "ratio", latency.source)
+    for row, figure in zip(timed, ratios, strict=True):
         told = [(words, figure_words(row.figures[n])) for n, words in _KNOWN.items() if n in row.figures]
         own = row.backend.partition(":")[0] == "engine"
+        fits = figure.value <= edge
+        words = f"{value_words(figure.value, 'ratio')}, {value_words(row.figures['latency_ms'].value, 'ms')}"
         bars.append(
             {
                 "name": row.backend,
-                "ratio": figure.value,
-                "low": figure.value if figure.low is None else figure.low,
-                "high": figure.value if figure.high is None else figure.high,
+                "ratio": min(figure.value, edge),
+                "low": figure.low if fits and figure.low is not None else min(figure.value, edge),
+                "high": min(figure.high, edge)
+                if fits and figure.high is not None
+                else min(figure.value, edge),
                 "colour": "var(--s4)" if own else "var(--s5)",
-                "words": f"{figure.value:.2f}×, {value_words(latency.value, 'ms')}",
+                "words": words if fits else f"… {words}",
                 "tip": {"head": row.backend, "pairs": told},
             }
         )
-    data = {"rows": bars, "one": [{"ratio": 1}]}
+    data = {"rows": bars, "one": [{"ratio": 1}], "edge": [{"ratio": 1.22 * edge}]}
     return {"id": f"ratios-{number}", "spec": "ratios", "height": 34 * len(bars), "datasets": data}
 
 
@@ -132,10 +140,10 @@ def _cells(row: BenchRow) -> dict[str, str]:
 def _layers(found: Explanation) -> dict[str, Any]:
     lines = []
     for line in found.lines:
-        best = line.best_of(found.backends)
+        best = line.best_of(found.shown)
         cells = [
             {"text": f"{line.milliseconds[b]:.4f}" if b in line.milliseconds else "", "best": b == best}
-            for b in found.backends
+            for b in found.shown
         ]
         lines.append(
             {
@@ -148,7 +156,7 @@ def _layers(found: Explanation) -> dict[str, Any]:
         )
     return {
         "threads": found.threads,
-        "backends": found.backends,
+        "backends": found.shown,
         "lines": lines,
         "sentences": found.sentences(),
         "silent": found.silent,

@@ -15,6 +15,7 @@ from dlas.runtime.engine.work import peak_of
 
 BARS = 40  # steps of the chart of times
 _NAMED = 6  # points of the roofline that carry their name
+_NAMED_SHARE = 0.02
 _SMALLEST, _LARGEST = 30.0, 900.0  # area of a point in square pixels
 
 
@@ -88,7 +89,7 @@ def _roofline(profile: Profile, colours: dict[str, str]) -> dict[str, Any]:
             "roof": row.attainable,
             "colour": colours[row.impl],
             "size": _SMALLEST + (_LARGEST - _SMALLEST) * row.share / longest,
-            "text": row.name,
+            "text": row.name if row.share >= _NAMED_SHARE else "",
             "row": number,
             "tip": _tip(row),
         }

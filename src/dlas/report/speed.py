@@ -95,7 +95,7 @@ def spread_labels(points: list[dict[str, Any]], most: int, width: float, height:
     for point in points:
         at = math.log10(point["x"]), math.log10(point["y"])
         free = all(abs(at[0] - x) > width or abs(at[1] - y) > height for x, y in taken)
-        if len(taken) < most and free:
+        if point["text"] and len(taken) < most and free:
             taken.append(at)
         else:
             point["text"] = ""

@@ -41,6 +41,7 @@ function pick(number) {
 function framed(spec, domains) {
   if (!domains) return spec;
   const copy = structuredClone(spec);
+  copy.config.axis.labelOverlap = false;
   for (const layer of copy.layer) {
     for (const name of ["x", "y"]) {
       const channel = layer.encoding && layer.encoding[name];
@@ -50,7 +51,7 @@ function framed(spec, domains) {
       for (let power = Math.floor(Math.log10(low)); power <= Math.log10(high); power += 1) {
         for (const step of [1, 2, 5]) if (step * 10 ** power >= low && step * 10 ** power <= high) values.push(step * 10 ** power);
       }
-      if (channel.axis) channel.axis.values = values;
+      if (channel.axis) Object.assign(channel.axis, { values, labelOverlap: false });
     }
   }
   return copy;

@@ -25,6 +25,7 @@ CAUTION = (
 )
 _CLEAR = 1.05  # a layer is lost where it takes this many times the best
 _CLEAR_MS = 0.0005
+_ALIGNED = 0.5
 _SUFFIX = re.compile(
     r"(?:_nchwc|_token_\d+|/WithoutBiases|_quant|/fq_\w+|_fused\w*|/Add|/Reshape|_\d+_nchwc)$"
 )
@@ -77,6 +78,11 @@ class Explanation:
         total = sum(ms for _, ms in times)
         return sum(ms for name, ms in times if name not in (LAYOUT, OTHER)) / total if total else 0.0
 
+    @property
+    def shown(self) -> tuple[str, ...]:
+        """Back ends whose layers could mostly be aligned; all of them where none could."""
+        return tuple(b for b in self.backends if self.aligned(b) >= _ALIGNED) or self.backends
+
     def losses(self, backend: str) -> list[tuple[Line, str, float]]:
         """Layers that another back end computes clearly faster: the line, by whom, and the milliseconds lost."""
         found = []
@@ -97,7 +103,7 @@ class Explanation:
 
     def _sentence(self, backend: str, most: int) -> str:
         total = sum(line.milliseconds.get(backend, 0.0) for line in self.lines)
-        if self.aligned(backend) < 0.5:
+        if self.aligned(backend) < _ALIGNED:
             return f"{backend} names its layers in a way that cannot be aligned ({total:.4g} ms in all)"
         lost = self.losses(backend)
         if not lost:

@@ -33,8 +33,8 @@ if TYPE_CHECKING:
 AGREE = 0.03
 """Steps and the call must add up to the whole within this share on a quiet machine."""
 FEWER = (
-    "above 100 %: winograd and sparse kernels do fewer products than are counted here, and what the step before left in "
-    "a nearer cache need not be fetched"
+    "above 100 %: winograd and sparse kernels do fewer products than are counted here, and what the step before left "
+    "in a nearer cache need not be fetched"
 )
 _WORK = tuple(f.name for f in fields(Work))
 _WARM = 5
