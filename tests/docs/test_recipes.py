@@ -20,6 +20,7 @@ RECIPES = [
     ("add-a-backend", "onnx_reference.py", "backend", "OnnxReference", "runtime/backends", "test_onnx_reference.py"),
     ("add-a-format", "onnxz.py", "format", "OnnxZ", "graph/formats", "test_onnxz.py"),
     ("add-a-dataset", "csv_pixels.py", "loader", "CsvPixels", "data/loaders", "test_csv_pixels.py"),
+    ("add-a-kernel", "numpy_gemm.py", "kernel", "NumpyGemm", "kernels/layers/dense", "test_numpy_gemm.py"),
     ("add-a-target", "old_pc.py", "target", "OldPc", "hardware/targets", "test_old_pc.py"),
 ]  # fmt: skip
 

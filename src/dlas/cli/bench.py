@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dlas.cli._engine import Impl, Policy, engine_choice
+from dlas.cli._engine import Impl, Plugin, Policy, engine_choice
 from dlas.cli._shared import (
     Architecture,
     Json,
@@ -46,6 +46,7 @@ def bench(
     threads: Annotated[str, typer.Option(help="Thread counts, such as 1,2.")] = "1",
     policy: Policy = "",
     impl: Impl = None,
+    plugin: Plugin = None,
     target: Annotated[str, typer.Option(help="Device, such as host:isa=x86-64-v3.")] = "host",
     quick: Annotated[bool, typer.Option("--quick", help="Shorter timing protocol.")] = False,
     explain: Annotated[
@@ -68,7 +69,7 @@ def bench(
 
     if report is not None:
         check_place(report, force)
-    chosen = _chosen(backends, policy, impl)
+    chosen = _chosen(backends, policy, impl, plugin)
     network = api.load(model, architecture=architecture)
     rows = api.bench(
         network,
@@ -99,16 +100,17 @@ def bench(
     return 0 if all(str(r.outcome) in ("ok", "unsupported") for r in rows) else 1
 
 
-def _chosen(backends: str, policy: str, impl: list[str] | None) -> list[str]:
+def _chosen(backends: str, policy: str, impl: list[str] | None, plugin: list[Path] | None) -> list[str]:
     from dlas.runtime.backend import installed_backends
 
     chosen = installed_backends() if backends == "all" else split_choices(backends)
-    if not policy and not impl:
+    if not policy and not impl and not plugin:
         return chosen
     if not any(Choice.parse(c).name == "engine" for c in chosen):
-        name, value = ("--policy", policy) if policy else ("--impl", " ".join(impl or ()))
-        raise OptionError(name, value, "the back end engine among --backends")
-    return [engine_choice(c, policy, impl) if Choice.parse(c).name == "engine" else c for c in chosen]
+        given = {"--policy": policy, "--impl": " ".join(impl or ()), "--plugin": str((plugin or [""])[0])}
+        name = next(name for name, value in given.items() if value)
+        raise OptionError(name, given[name], "the back end engine among --backends")
+    return [engine_choice(c, policy, impl, plugin) if Choice.parse(c).name == "engine" else c for c in chosen]
 
 
 def show(rows: list[BenchRow]) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dlas.cli._engine import Impl, Isa, Policy, engine_choice, engine_target
+from dlas.cli._engine import Impl, Isa, Plugin, Policy, engine_choice, engine_target
 from dlas.cli._shared import (
     Architecture,
     Json,
@@ -38,6 +38,7 @@ def profile(
     threads: Annotated[int, typer.Option(help="Threads.", min=1)] = 1,
     policy: Policy = "",
     impl: Impl = None,
+    plugin: Plugin = None,
     isa: Isa = "",
     runs: Annotated[int, typer.Option(help="Runs behind every median.", min=1, max=100_000)] = 50,
     target: Annotated[str, typer.Option(help="Device, such as host:isa=x86-64-v3.")] = "host",
@@ -61,7 +62,7 @@ def profile(
     for path in filter(None, (output, report)):
         check_place(path, force)
     backend = backend or _default()
-    choice = engine_choice(backend, policy, impl)
+    choice = engine_choice(backend, policy, impl, plugin)
     network = api.load(model, architecture=architecture)
     device = engine_target(target, isa)
     if choice.partition(":")[0] != "engine":
