@@ -19,12 +19,12 @@ from dlas.runtime.engine.select import Rule, candidates, choose
 pytestmark = pytest.mark.skipif(bool(missing_native()), reason="the native kernels were not built")
 
 
-def engine(model, *, threads=1, isa="native", rules=(), without=(), exact=False):
+def engine(model, *, threads=1, isa="native", rules=(), without=(), exact=False, batch=1):
     model = deployable(model)
     context = Context.here(threads, isa)
-    network = prepared(model, without=without)
+    network = prepared(model, without=without, batch=batch)
     found = candidates(network, context, [Rule.parse(r) for r in rules], exact=exact)
-    return assembled(network, choose(network, found), Signature.of(model, 1), context, "rules")
+    return assembled(network, choose(network, found), Signature.of(model, batch), context, "rules")
 
 
 @pytest.mark.parametrize("isa", isa_levels() if not missing_native() else [])
@@ -65,8 +65,8 @@ def test_any_layer_by_any_kernel(rule):
 
 def test_swapping_one_layer_changes_that_row_alone():
     plain, swapped = (
-        engine(residual(), exact=True),
-        engine(residual(), exact=True, rules=["node:second=direct"]),
+        engine(residual(32, 32), exact=True),
+        engine(residual(32, 32), exact=True, rules=["node:second=winograd"]),
     )
     rows = [{s.name: s.impl for s in e.steps if s.op == "Conv"} for e in (plain, swapped)]
     assert {name for name in rows[0] if rows[0][name] != rows[1][name]} == {"second"}
@@ -152,3 +152,17 @@ def test_the_back_end_checks_its_inputs():
     executable = backend_for("engine:policy=rules").compile(residual())
     with executable, pytest.raises(DlasError, match="float32"):
         executable.run({"x": np.zeros((1, 3, 12, 12))})
+
+
+@pytest.mark.parametrize("rule", ["LSTM=lstm", "LSTM=onnxruntime"])
+def test_outputs_that_were_left_out_stay_out(rule):
+    rng = np.random.default_rng(0)
+    w, r = (rng.standard_normal((1, 32, n)).astype(np.float32) * 0.3 for n in (5, 8))
+    nodes = [
+        helper.make_node("LSTM", ["x", "w", "r"], ["", "", "c"], "cell", hidden_size=8),
+        helper.make_node("Relu", ["c"], ["y"], "relu"),
+    ]
+    model = model_of(nodes, {"x": [6, 1, 5]}, {"y": [1, 1, 8]}, {"w": w, "r": r})
+    with engine(model, rules=[rule], batch=6) as executable:
+        inputs = executable.signature.random_inputs()
+        assert relative_error(executable.run(inputs)["y"], right_answers(model, inputs)["y"]) < 1e-5

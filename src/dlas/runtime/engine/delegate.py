@@ -80,6 +80,7 @@ def _nodes(call: Call, values: dict[str, ir.Value], initializers: list[ir.Value]
     residual = inputs.pop() if call.node.op == "Conv" and len(inputs) > 3 else None
     act = _BY_NUMBER[call.node.attributes.get("act", 0)]
     chain: list[ir.Node] = []
+    omitted = set(call.node.attributes.get("omitted", ()))
 
     def last() -> ir.Value:
         return chain[-1].outputs[0]
@@ -88,7 +89,7 @@ def _nodes(call: Call, values: dict[str, ir.Value], initializers: list[ir.Value]
         chain.append(ir.Node("", "Sigmoid", inputs))
         chain.append(ir.Node("", "Mul", [inputs[0], last()]))
     else:
-        for key in ("low", "high"):
+        for key in ("low", "high", "omitted"):
             given.pop(key, None)
         if call.node.op in ("Conv", "ConvTranspose", "MaxPool", "AveragePool"):
             given.pop("auto_pad", None)
@@ -96,13 +97,14 @@ def _nodes(call: Call, values: dict[str, ir.Value], initializers: list[ir.Value]
             inputs.pop()
         domain = "com.microsoft" if call.node.op == "MatMulNBits" else ""
         attributes = ir.convenience.convert_attributes({k: _plain(v) for k, v in given.items()})
-        chain.append(
-            ir.Node(domain, call.node.op, inputs, attributes, num_outputs=len(outputs), name=call.name)
-        )
+        count = len(outputs) + len(omitted)
+        chain.append(ir.Node(domain, call.node.op, inputs, attributes, num_outputs=count, name=call.name))
     if residual is not None:
         chain.append(ir.Node("", "Add", [last(), residual]))
     chain += _activation(act, call, last, initializers)
-    ends = chain[-1].outputs if len(chain) == 1 else chain[-1].outputs[:1]
+    ends = [end for place, end in enumerate(chain[-1].outputs) if place not in omitted]
+    for place in omitted:
+        chain[-1].outputs[place].name = ""
     for end, wanted in zip(ends, outputs, strict=True):
         end.name, end.shape, end.type = wanted.name, wanted.shape, wanted.type
         values[str(wanted.name)] = end

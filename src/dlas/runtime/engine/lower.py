@@ -62,10 +62,14 @@ def _call(node: ir.Node, names: _Names) -> Call:
         raise UnsupportedError(f"operator {node.domain}::{node.op_type} is not known to the engine")
     inputs = tuple(None if v is None else _operand(v) for v in node.inputs)
     outputs = tuple(_operand(v) for v in node.outputs if v.name)
+    attributes = _attributes(node, inputs, outputs)
+    omitted = tuple(i for i, v in enumerate(node.outputs) if not v.name)
+    if omitted:
+        attributes["omitted"] = omitted  # places of outputs that nobody wants
     kernel_node = Node(
         node.op_type,
-        node.name or str(node.outputs[0].name),
-        _attributes(node, inputs, outputs),
+        node.name or str(next(v for v in node.outputs if v.name).name),
+        attributes,
         inputs,
         outputs,
     )

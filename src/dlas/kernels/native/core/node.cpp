@@ -1,5 +1,9 @@
 #include "node.h"
 
+#include <algorithm>
+
+#include "cpu.h"
+
 namespace dlas {
 
 Tensor::Tensor(std::vector<int64_t> s, std::vector<int64_t> t, DLDataType dtype, void* data)
@@ -22,8 +26,32 @@ Tensor& Tensor::operator=(const Tensor& other) {
   return *this;
 }
 
+namespace {
+
+struct Noted {
+  const char* isa;
+  Enter::Make make;
+  const char *op, *name;
+};
+
+std::vector<Noted>& noted() {
+  static std::vector<Noted> all;
+  return all;
+}
+
+}  // namespace
+
+Enter::Enter(const char* isa, Make make, const char* op, const char* name) { noted().push_back({isa, make, op, name}); }
+
 std::vector<Entry>& entries() {
-  static std::vector<Entry> all;
+  static std::vector<Entry> all = [] {
+    std::vector<Entry> found;
+    const auto levels = isa_levels();
+    for (const auto& kernel : noted())
+      if (std::find(levels.begin(), levels.end(), kernel.isa) != levels.end())
+        found.push_back({kernel.isa, kernel.make(kernel.op, kernel.name)});
+    return found;
+  }();
   return all;
 }
 

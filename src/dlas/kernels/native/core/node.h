@@ -32,15 +32,18 @@ struct Entry {
   dlas_impl impl;
 };
 
-// All kernels of this process; built-in ones enter themselves before main.
+// All kernels that this processor can run.
 std::vector<Entry>& entries();
 const Entry* find_entry(const std::string& isa, const std::string& op, const std::string& name);
 const dlas_api& api();
 // The reason of the last failure on this thread; empties it.
 std::string take_failure();
 
+// Notes a built-in kernel before main. What runs then runs on every processor, so it must be compiled for the least of
+// them: the constructor is out of line, takes plain pointers, and `make` is called only where `isa` is at hand.
 struct Enter {
-  Enter(const char* isa, const dlas_impl& impl) { entries().push_back({isa, impl}); }
+  using Make = dlas_impl (*)(const char* op, const char* name);
+  Enter(const char* isa, Make make, const char* op, const char* name);
 };
 
 }  // namespace dlas

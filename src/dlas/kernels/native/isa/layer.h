@@ -101,6 +101,6 @@ dlas_impl layer(const char* op, const char* name) {
 #define DLAS_CONCAT2(a, b) a##b
 #define DLAS_CONCAT(a, b) DLAS_CONCAT2(a, b)
 #define DLAS_ENTER(Class, op, name) \
-  static const ::dlas::Enter DLAS_CONCAT(entered_, __COUNTER__)(DLAS_ISA, layer<Class>(op, name))
+  static const ::dlas::Enter DLAS_CONCAT(entered_, __COUNTER__)(DLAS_ISA, &layer<Class>, op, name)
 
 }  // namespace dlas::DLAS_NS
