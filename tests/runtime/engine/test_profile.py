@@ -216,6 +216,28 @@ def test_a_whole_network_elsewhere_is_told_by_that_back_end_or_not_at_all():
     assert found["whole_ms"] > 0
 
 
+@needs_native
+def test_where_the_faster_back_end_cannot_tell_own_kernels_are_profiled_and_that_is_said(monkeypatch):
+    from dlas.runtime import profiling
+
+    asked: list[str] = []
+
+    def measured(model, choice, *_):
+        asked.append(choice)
+        own = made_profile()
+        rows = [{"name": "a", "op": "Conv", "impl": "gspc", "layout": "", "milliseconds": 1.0}]
+        fields = {"threads": 1, "isa": "", "policy": "", "runs": 1, "whole_ms": own.whole_ms, "notes": []}
+        first = len(asked) == 1
+        return {**fields, "backend": "litert" if first else "engine", "rows": [] if first else rows}
+
+    monkeypatch.setattr(profiling, "_measured", measured)
+    monkeypatch.setattr(profiling, "roof_for", lambda *_: None)
+    found = profiling.profile(residual(), choice="engine:exact=true")
+    assert asked == ["engine:exact=true", "engine:exact=true,policy=measure"]
+    assert "litert is faster" in found.notes[-1]
+    assert [row.impl for row in found.rows] == ["gspc"]
+
+
 # --- layer by layer ---------------------------------------------------------------------------------------
 
 
