@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from dlas.explore.result import StudyResult
     from dlas.graph.format import Written
     from dlas.graph.model import Model
+    from dlas.kernels.asymmetric.study import AsymmetricStudy
+    from dlas.kernels.asymmetric.survey import SurveyOptions
+    from dlas.kernels.asymmetric.systolic import ArrayOptions
+    from dlas.kernels.asymmetric.throughput import IssueOptions
     from dlas.runtime.backend import Executable
     from dlas.runtime.bench import BenchRow
     from dlas.runtime.engine.explain import Explanation
@@ -559,7 +563,9 @@ def profile(
     from dlas.runtime.profiling import profile as run
 
     if Choice.parse(backend).name != "engine":
-        raise OptionError("backend", backend, "engine, with or without options", "Executable.profile has the others")
+        raise OptionError(
+            "backend", backend, "engine, with or without options", "Executable.profile has the others"
+        )
     return run(load(model), choice=backend, threads=threads, target=target, runs=runs, tell=tell)
 
 
@@ -611,6 +617,44 @@ def optimize(
         for (name, kernel, ins, outs), call in zip(plan.impls, network.calls, strict=True)
     ]
     return plan, rows
+
+
+def asymmetric(
+    model: str | Path | Model,
+    data: str | Path | Dataset,
+    split: str = "",
+    *,
+    rows: int = 40,
+    options: SurveyOptions | None = None,
+    machine: IssueOptions | None = None,
+    array: ArrayOptions | None = None,
+    architecture: str = "",
+) -> AsymmetricStudy:
+    """What an 8-bit by 4-bit matrix instruction with 16-bit accumulators would be worth for a network.
+
+    Args:
+        model: A network with float activations and one input.
+        data: Rows to run it on.
+        split: Split of the data set.
+        rows: Rows to use at most.
+        options: Grids, distances between two additions into 32 bits, tolerance.
+        machine: The processor to model.
+        array: The systolic array to model.
+        architecture: Of a bare checkpoint.
+
+    Raises:
+        UnsupportedError: The network has no dense layer in float32.
+        DlasError: The network or the data cannot be read, or do not fit.
+    """
+    from dlas.kernels.asymmetric.study import study as run
+    from dlas.verify.running import source_rows
+
+    samples, network = dataset(data, split), load(model, architecture=architecture)
+    if samples is None:
+        raise OptionError("data", data, "a data set: overflows depend on what the network sees")
+    network, _ = prepared_for(network, samples)
+    inputs, _ = source_rows(network, samples, rows)
+    return run(network, inputs, options, machine, array)
 
 
 def study(

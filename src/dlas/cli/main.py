@@ -12,6 +12,7 @@ import typer
 
 import dlas
 from dlas.cli import (
+    asymmetric,
     bench,
     compare,
     compress,
@@ -60,6 +61,7 @@ for _module in (
     optimize,
     bench,
     profile,
+    asymmetric,
     study,
     report,
     serve,

@@ -6,7 +6,7 @@ layer, on data the network is made for.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -62,7 +62,9 @@ class LayerSurvey:
     Attributes:
         name: Node name.
         op: ``Conv``, ``Gemm`` or ``MatMul``.
-        depth: Products per output.
+        rows: Rows of activations (pixels of a feature map) per sample: M of its product.
+        columns: Output columns: N.
+        depth: Products per output: K.
         signed: Whether its activations are int8 rather than uint8.
         stats: What the accumulators went through, by spill distance.
         spill: The longest distance within tolerance (None: no spill but the last); 16, which is always exact, if none.
@@ -70,6 +72,8 @@ class LayerSurvey:
 
     name: str
     op: str
+    rows: int
+    columns: int
     depth: int
     signed: bool
     stats: Mapping[int | None, OverflowStats]
@@ -98,8 +102,10 @@ def survey(
     """
     chosen = options or SurveyOptions()
     nodes = [node for node in model.ir.graph if _is_dense(node)]
-    names = {str(v.name) for node in nodes for v in node.inputs[:2] if v is not None}
-    values = intermediates(model, inputs, sorted(names))
+    names = [[str(node.inputs[i].name) for node in nodes] for i in (0, 1)]  # type: ignore[union-attr]
+    inputs = whole_batches(model, inputs)
+    values = _values(model, inputs, *names)
+    samples = len(next(iter(inputs.values())))
     rng = np.random.default_rng(chosen.seed)
     found = []
     for node in nodes:
@@ -109,18 +115,56 @@ def survey(
         pair = _rows_and_matrix(node, x, w, chosen.rows, rng)
         if pair is None:
             continue
+        drawn, matrix, count = pair
         if not np.isfinite(x).all():
             raise OptionError(f"activations of {node.name}", "NaN or infinity", "finite numbers")
-        a, signed = _activation_codes(pair[0], float(np.percentile(np.abs(x), chosen.percentile)))
-        codes = _weight_codes(pair[1], str(node.name))
+        a, signed = _activation_codes(drawn, float(np.percentile(np.abs(x), chosen.percentile)))
+        codes = _weight_codes(matrix, str(node.name))
         stats = {s: emulate(a, codes, chosen.accumulator, s)[1] for s in chosen.spills}
         spill = _longest(stats, chosen.tolerance)
-        found.append(LayerSurvey(str(node.name), node.op_type, codes.shape[0], signed, stats, spill))
+        depth, columns = codes.shape
+        per_sample = max(1, round(count / samples))
+        name = str(node.name)
+        found.append(LayerSurvey(name, node.op_type, per_sample, columns, depth, signed, stats, spill))
     if not found:
         raise UnsupportedError(
             f"{model.name} has no dense layer in float32: Conv with one group, Gemm or MatMul by a matrix"
         )
     return tuple(found)
+
+
+def whole_batches(model: Model, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The inputs, without what is left over of a fixed batch."""
+    step = _batch(model)
+    total = len(next(iter(inputs.values())))
+    used = total // step * step if step and total > step else total
+    return {name: x[:used] for name, x in inputs.items()}
+
+
+def _batch(model: Model) -> int:
+    """Samples the network always takes; 0 for any number."""
+    shape = model.inputs[0].shape
+    return shape[0] if shape and isinstance(shape[0], int) else 0
+
+
+def _values(
+    model: Model, inputs: Mapping[str, np.ndarray], activations: Sequence[str], weights: Sequence[str]
+) -> dict[str, np.ndarray]:
+    """Tensors by name, of as many runs as a fixed batch takes."""
+    wanted = sorted({*activations, *weights})
+    total = len(next(iter(inputs.values())))
+    step = _batch(model) or total
+    parts = [
+        intermediates(model, {n: x[at : at + step] for n, x in inputs.items()}, wanted)
+        for at in range(0, total, step)
+    ]
+    constants = set(weights) | set(model.initializers)
+    return {
+        name: value
+        if len(parts) == 1 or name in constants or not value.ndim
+        else np.concatenate([part[name] for part in parts])
+        for name, value in parts[0].items()
+    }
 
 
 def _longest(stats: Mapping[int | None, OverflowStats], tolerance: float) -> int | None:
@@ -141,38 +185,43 @@ def _is_dense(node: ir.Node) -> bool:
 
 def _rows_and_matrix(
     node: ir.Node, x: np.ndarray, w: np.ndarray, rows: int, rng: np.random.Generator
-) -> tuple[np.ndarray, np.ndarray] | None:
-    """Activations ``(rows, K)`` and weights ``(K, N)`` of a layer; None where it is no product by one matrix."""
+) -> tuple[np.ndarray, np.ndarray, int] | None:
+    """Activations ``(rows, K)``, weights ``(K, N)`` and how many rows the layer has in all.
+
+    None where it is no product by one matrix.
+    """
     if node.op_type == "Conv":
         if w.ndim != 4:
             return None
-        return _pixels(node, x, w.shape, rows, rng), w.reshape(len(w), -1).T
+        drawn, count = _pixels(node, x, w.shape, rows, rng)
+        return drawn, w.reshape(len(w), -1).T, count
     if w.ndim != 2:
         return None
     if node.op_type == "Gemm":
         x = x.T if node.attributes.get_int("transA", 0) else x
         w = w.T if node.attributes.get_int("transB", 0) else w
     flat = x.reshape(-1, x.shape[-1])
-    return flat[_drawn(len(flat), rows, rng)], w
+    return flat[_drawn(len(flat), rows, rng)], w, len(flat)
 
 
 def _pixels(
     node: ir.Node, x: np.ndarray, w: tuple[int, ...], rows: int, rng: np.random.Generator
-) -> np.ndarray:
+) -> tuple[np.ndarray, int]:
     strides, pads, dilations = (
         [int(v) for v in node.attributes.get_ints(name, default)]
         for name, default in (("strides", (1, 1)), ("pads", (0, 0, 0, 0)), ("dilations", (1, 1)))
     )
     size = output_size(x.shape, w, strides, pads, dilations, 1)
     padded = np.pad(x, ((0, 0), (0, 0), (pads[0], pads[2]), (pads[1], pads[3])))
-    picked = _drawn(len(x) * size[0] * size[1], rows, rng)
+    count = len(x) * size[0] * size[1]
+    picked = _drawn(count, rows, rng)
     n, place = np.divmod(picked, size[0] * size[1])
     down, across = np.divmod(place, size[1])
     found = np.empty((len(picked), *w[1:]), np.float32)
     windows = taps(padded, (w[2], w[3]), (strides[0], strides[1]), (dilations[0], dilations[1]), size)
     for i, j, seen in windows:
         found[:, :, i, j] = seen[n, :, down, across]
-    return found.reshape(len(picked), -1)
+    return found.reshape(len(picked), -1), count
 
 
 def _drawn(count: int, rows: int, rng: np.random.Generator) -> np.ndarray:
