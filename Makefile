@@ -9,6 +9,7 @@
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
+NATIVE := CMakeLists.txt $(wildcard src/dlas/kernels/native/*/*)
 RUN_EXTRAS  := tflite,openvino
 TEST_EXTRAS := dev
 ALL_EXTRAS  := dev,keras,iree,executorch,fuzz
@@ -47,17 +48,17 @@ bench: $(VENV)/.test
 
 # --- set-up -------------------------------------------------------------------------------------
 
-$(VENV)/.run: pyproject.toml constraints.txt | system-run $(BIN)/python
+$(VENV)/.run: pyproject.toml constraints.txt $(NATIVE) | system-run $(BIN)/python
 	@echo "set-up: install dlas with $(RUN_EXTRAS) into $(VENV)"
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[$(RUN_EXTRAS)]"
 	@touch $@
 
-$(VENV)/.test: pyproject.toml constraints.txt | system-test $(BIN)/python
+$(VENV)/.test: pyproject.toml constraints.txt $(NATIVE) | system-test $(BIN)/python
 	@echo "set-up: install dlas with $(TEST_EXTRAS) into $(VENV)"
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[$(TEST_EXTRAS)]"
 	@touch $@ $(VENV)/.run
 
-$(VENV)/.all: pyproject.toml constraints.txt | system-test $(BIN)/python
+$(VENV)/.all: pyproject.toml constraints.txt $(NATIVE) | system-test $(BIN)/python
 	@echo "set-up: install dlas with $(ALL_EXTRAS) into $(VENV)"
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[$(ALL_EXTRAS)]"
 	@touch $@ $(VENV)/.test $(VENV)/.run
@@ -68,10 +69,11 @@ $(BIN)/python:
 	  { echo "dlas needs Python 3.11 or newer; give one with PYTHON=..."; exit 2; }
 	$(PYTHON) -m venv $(VENV)
 
+# The compiler builds the native kernels.
 system-run:
-	@PYTHON=$(PYTHON) ./scripts/system-packages venv
+	@PYTHON=$(PYTHON) ./scripts/system-packages venv compiler
 
-# A compiler links what TVM generates; Chromium is where the report is looked at.
+# A compiler also links what TVM generates; Chromium is where the report is looked at.
 system-test:
 	@PYTHON=$(PYTHON) ./scripts/system-packages venv compiler browser
 

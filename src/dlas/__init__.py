@@ -21,7 +21,7 @@ __version__ = "0.1.0"
 
 _PUBLIC = {
     "dlas.api": (
-        "bench", "compare", "compile", "compress", "convert", "load", "localize", "mutate", "optimize", "repair", "report",
+        "bench", "compare", "compile", "compress", "convert", "load", "localize", "mutate", "optimize", "profile", "repair", "report",
         "save", "study",
     ),
     "dlas.core.errors": (
@@ -55,6 +55,7 @@ if TYPE_CHECKING:
     from dlas.api import localize as localize
     from dlas.api import mutate as mutate
     from dlas.api import optimize as optimize
+    from dlas.api import profile as profile
     from dlas.api import repair as repair
     from dlas.api import report as report
     from dlas.api import save as save
