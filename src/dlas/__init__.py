@@ -21,8 +21,8 @@ __version__ = "0.1.0"
 
 _PUBLIC = {
     "dlas.api": (
-        "bench", "compare", "compile", "compress", "convert", "load", "localize", "mutate", "optimize", "profile", "repair", "report",
-        "save", "study",
+        "bench", "compare", "compile", "compress", "convert", "load", "localize", "mutate", "optimize", "profile",
+        "repair", "report", "save", "study",
     ),
     "dlas.core.errors": (
         "CheckFailedError", "DataError", "DlasError", "MissingDependencyError", "ModelError", "OptionError",
