@@ -3,15 +3,41 @@
 //
 // Every tensor lies in a block of exactly its size, so that a sanitiser sees each byte beyond it. All numbers are 64-bit
 // little endian; a text is its length and its bytes. tests/kernels/remote_native.py has the other side.
+#include <atomic>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <map>
 #include <memory>
+#include <new>
 #include <stdexcept>
 
 #include "core/cpu.h"
 #include "core/program.h"
+
+namespace {
+
+std::atomic<bool> counting{false};
+std::atomic<int64_t> allocations{0};
+
+}  // namespace
+
+// Also those of the pool's threads. All other forms of `new` but the aligned one come here.
+__attribute__((noinline)) void* operator new(size_t size) {
+  if (counting.load(std::memory_order_relaxed)) ++allocations;
+  if (void* made = std::malloc(size ? size : 1)) return made;
+  throw std::bad_alloc();
+}
+__attribute__((noinline)) void* operator new(size_t size, std::align_val_t alignment) {
+  if (counting.load(std::memory_order_relaxed)) ++allocations;
+  void* made = nullptr;
+  if (posix_memalign(&made, static_cast<size_t>(alignment), size ? size : 1) != 0) throw std::bad_alloc();
+  return made;
+}
+__attribute__((noinline)) void operator delete(void* made) noexcept { std::free(made); }
+__attribute__((noinline)) void operator delete(void* made, size_t) noexcept { std::free(made); }
+__attribute__((noinline)) void operator delete(void* made, std::align_val_t) noexcept { std::free(made); }
+__attribute__((noinline)) void operator delete(void* made, size_t, std::align_val_t) noexcept { std::free(made); }
 
 namespace {
 
@@ -160,8 +186,12 @@ void run(const dlas::Kernel& kernel) {
   std::memset(scratch.data(), 0x7f, scratch.size);  // what an earlier layer left there: 3e38, in float32
   {
     dlas::FlushDenormals flush;
+    allocations = 0;
+    counting = true;
     kernel.run(in.data(), static_cast<int>(ins), out.data(), static_cast<int>(outs), scratch.data());
+    counting = false;
   }
+  if (allocations) throw std::runtime_error("the kernel allocated " + std::to_string(allocations) + " times in run");
   for (size_t b = 0; b < blocks.size(); ++b)
     if (!written[b] && std::memcmp(before[b]->data(), blocks[b]->data(), blocks[b]->size) != 0)
       throw std::runtime_error("the kernel wrote into one of its inputs");
