@@ -36,6 +36,11 @@ class EngineOptions:
     impl: str = option("", "kernels to use, such as Conv=gspc+node:/fc=onnxruntime")
     without: str = option("", "passes to leave out, such as fuse-residual+fuse-activation")
     exact: bool = option(False, "leave out kernels whose results differ by more than rounding (winograd)")
+    rounding: str = option(
+        "auto",
+        "how 8-bit results are rounded: as LiteRT runs TFLite files, as its reference kernels, or as ONNX says",
+        choices=("auto", "xnnpack", "double", "single", "onnx"),
+    )
     plan: str = option("", "plan file to follow")
     plugin: str = option("", "shared objects with layers of your own, joined by +; loading one runs its code")
 

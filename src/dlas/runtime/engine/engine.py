@@ -18,6 +18,7 @@ from dlas.runtime.engine.network import Network
 from dlas.runtime.engine.passes import run_passes
 from dlas.runtime.engine.plan import Plan, machine
 from dlas.runtime.engine.program import Program
+from dlas.runtime.engine.quantized import lower_quantized
 from dlas.runtime.engine.select import Choice, Rule, candidates, choose
 
 if TYPE_CHECKING:
@@ -35,7 +36,9 @@ def make(model: Model, signature: Signature, options: EngineOptions, isa: str, t
     for path in _split(options.plugin):
         load_plugin(path)
     context = Context.here(threads, isa)
-    network = prepared(model, batch=signature.batch, without=_split(options.without))
+    network = prepared(
+        model, batch=signature.batch, without=_split(options.without), rounding=options.rounding
+    )
     rules = [Rule.parse(text) for text in _split(options.impl)]
     if options.plan:
         plan = Plan.read(Path(options.plan))
@@ -57,9 +60,24 @@ def make(model: Model, signature: Signature, options: EngineOptions, isa: str, t
     return assembled(network, choose(network, options_found), signature, context, options.policy)
 
 
-def prepared(model: Model, *, batch: int = 1, without: Sequence[str] = ()) -> Network:
-    """The lowered network after the engine's passes."""
-    return run_passes(lower(model, batch=batch), without=without)
+def prepared(
+    model: Model, *, batch: int = 1, without: Sequence[str] = (), rounding: str = "auto"
+) -> Network:
+    """The lowered network after the engine's passes.
+
+    Args:
+        model: The network.
+        batch: Rows.
+        without: Passes to leave out; ``quantize`` keeps float32 operators between the conversions of a quantised one.
+        rounding: How integer sums become bytes; ``auto`` is ``xnnpack`` for a TFLite file, which is how LiteRT runs
+            it, and ``onnx`` for any other.
+    """
+    network = lower(model, batch=batch)
+    if rounding == "auto":
+        rounding = "xnnpack" if model.source.get("format") == "tflite" else "onnx"
+    if "quantize" not in without:
+        network = lower_quantized(network, rounding)
+    return run_passes(network, without=[name for name in without if name != "quantize"])
 
 
 def assembled(
