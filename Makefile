@@ -16,7 +16,7 @@ ALL_EXTRAS  := dev,keras,iree,executorch,fuzz
 
 SIDE_ENVIRONMENTS := onnx2tf onnx2tf-1.28 litert-torch ncnn tflite2onnx
 
-.PHONY: run test test-all side-environments lint bench fuzz clean system-run system-test help
+.PHONY: run test test-all side-environments lint bench fuzz clean system-run system-test system-all help
 
 help:
 	@sed -n '1,7p' Makefile
@@ -76,6 +76,10 @@ system-run:
 # A compiler also links what TVM generates; Chromium is where the report is looked at.
 system-test:
 	@PYTHON=$(PYTHON) ./scripts/system-packages venv compiler browser
+
+# Emulators and a compiler for ARM, for the slow tests of the native kernels.
+system-all: system-test
+	@PYTHON=$(PYTHON) ./scripts/system-packages cross
 
 clean:
 	rm -rf $(VENV) dlas-out build dist .pytest_cache .ruff_cache
