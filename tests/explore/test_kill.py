@@ -18,7 +18,7 @@ from dlas.explore.storage import SqliteStorage
 from dlas.explore.study import load_result
 from dlas.testing import models as networks
 
-POINTS = 8
+POINTS = 4
 
 
 @pytest.fixture
@@ -29,8 +29,8 @@ def command(tmp_path: Path) -> list[str]:
     x = networks.images(64)
     np.savez(tmp_path / "rows.npz", x=x, y=predict(networks.residual(), x).argmax(1))
     words = [sys.executable, "-m", "dlas.cli.main", "run", str(tmp_path / "net.onnx")]
-    words += ["--data", str(tmp_path / "rows.npz"), "--backend", "onnxruntime", "--threads", "1,2"]
-    for pipeline in ("int8", "float16", "magnitude:sparsity=0.5"):
+    words += ["--data", str(tmp_path / "rows.npz"), "--backend", "onnxruntime", "--threads", "1"]
+    for pipeline in ("float16", "magnitude:sparsity=0.5", "magnitude:sparsity=0.7"):
         words += ["--compress", pipeline]
     return [*words, "--quick", "--out", str(tmp_path / "out")]
 
@@ -72,14 +72,14 @@ def test_a_stopped_study_goes_on_where_it_was(
     command: list[str], tmp_path: Path, signal_number: signal.Signals
 ) -> None:
     out = tmp_path / "out"
-    code, errors, orphans = start_and_stop(command, out, signal_number, after=2)
+    code, errors, orphans = start_and_stop(command, out, signal_number, after=1)
     assert orphans == []
     if signal_number == signal.SIGINT:
         assert code == 130
         assert "goes on where it was" in errors
         assert "Traceback" not in errors
     before = finished(out / "study.db")
-    assert 2 <= len(before) < POINTS
+    assert 1 <= len(before) < POINTS
 
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
     assert done.returncode == 0, done.stderr

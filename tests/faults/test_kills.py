@@ -12,7 +12,6 @@ from faults_bench import SIGKILLED, Bench
 
 from dlas.graph.format import load_model
 
-MANY = pytest.param(20, marks=pytest.mark.slow)
 POINTS = 4
 
 STUDY = ["run", "net.onnx", "--data", "rows.npz", "--backend", "onnxruntime", "--threads", "1", "--quick"]
@@ -46,7 +45,8 @@ def wait_for_checkpoint(bench: Bench, child: subprocess.Popen[str]) -> None:
         time.sleep(0.01)
 
 
-@pytest.mark.parametrize("kills", [1, MANY])
+@pytest.mark.slow  # tests/explore/test_kill.py stops a study in every run
+@pytest.mark.parametrize("kills", [1, 20])
 def test_a_study(bench: Bench, kills: int) -> None:
     dice, seconds, hit = random.Random(kills), whole_time(bench, STUDY), []
     assert len(bench.finished()) == POINTS
@@ -79,7 +79,7 @@ def test_a_study(bench: Bench, kills: int) -> None:
     assert bench.leftovers() == []
 
 
-@pytest.mark.parametrize("kills", [1, MANY])
+@pytest.mark.parametrize("kills", [1, pytest.param(20, marks=pytest.mark.slow)])
 def test_a_compression_with_fine_tuning(bench: Bench, kills: int) -> None:
     dice, seconds, hit, resumed = random.Random(kills), whole_time(bench, COMPRESS), 0, 0
     target = bench.files / "small.onnx"
@@ -109,7 +109,8 @@ def test_a_compression_with_fine_tuning(bench: Bench, kills: int) -> None:
     assert bench.leftovers() == []
 
 
-@pytest.mark.parametrize("kills", [1, MANY])
+@pytest.mark.slow
+@pytest.mark.parametrize("kills", [1, 20])
 def test_a_conversion(bench: Bench, kills: int) -> None:
     dice, seconds, hit = random.Random(kills), whole_time(bench, CONVERT), 0
     target = bench.files / "net.tflite"

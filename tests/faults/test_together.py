@@ -35,6 +35,7 @@ def second(bench: Bench, tmp_path: Path) -> Bench:
     return other
 
 
+@pytest.mark.slow  # tests/explore/test_shared_study.py shares steps in every run
 def test_two_compressions_train_once(bench: Bench, second: Bench) -> None:
     done = both(bench, second, [*COMPRESS, "-o", "a.onnx"], [*COMPRESS, "-o", "b.onnx"])
     assert sum("epoch 1 of" in d.errors for d in done) == 1

@@ -309,7 +309,7 @@ def test_garbage_is_refused(tmp_path: Path, content: bytes) -> None:
         load_model(path)
 
 
-@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_damaged_files_never_raise_anything_else(tmp_path: Path, data: st.DataObject) -> None:
     content = bytearray(residual_quantized().to_bytes())

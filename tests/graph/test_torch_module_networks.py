@@ -108,10 +108,10 @@ class Places(nn.Module):
         return x.tril().masked_fill(x > 3, 0.5).transpose(1, 2).unbind(1)[0][:, ::3]
 
 
-SLOW = [pytest.param(kind, marks=pytest.mark.slow) for kind in (Attention, Norms, Places)]
+SLOW = [pytest.param(kind, marks=pytest.mark.slow) for kind in (Recurrent, Attention, Norms, Places)]
 
 
-@pytest.mark.parametrize("kind", [Recurrent, Vision, *SLOW])
+@pytest.mark.parametrize("kind", [Vision, *SLOW])
 def test_answers_and_gradients_are_those_of_the_module(kind: Callable[[], nn.Module]) -> None:
     torch.manual_seed(0)
     net = kind().eval()

@@ -17,7 +17,12 @@ def images():
     return np.random.default_rng(0).standard_normal((4, 3, 32, 32)).astype(np.float32)
 
 
-@pytest.mark.parametrize("name", backends.names())
+# What these two compile takes long; tests/runtime/test_backends.py tries them on small networks in every run.
+SLOW = {"executorch", "iree"}
+NAMES = [pytest.param(n, marks=pytest.mark.slow if n in SLOW else ()) for n in backends.names()]
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_resnet20_answers_as_the_reference_does(data_folder, images, name, tmp_path):
     if backends.get(name).missing():
         pytest.skip(backends.get(name).missing())

@@ -35,7 +35,7 @@ def top1(model: Model, rows: Dataset) -> float:
     return float((found.argmax(1) == rows.labels).mean())
 
 
-@pytest.mark.parametrize("kind", ["float", "int8"])
+@pytest.mark.parametrize("kind", [pytest.param("float", marks=pytest.mark.slow), "int8"])
 def test_resnet8_gains_a_point_on_jpeg_rows(
     data_folder: Path, train: Dataset, judge: Dataset, kind: str, tmp_path: Path
 ) -> None:

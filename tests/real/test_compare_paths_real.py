@@ -10,14 +10,13 @@ import dlas
 from dlas.runtime.backend import backends
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "paths",
     [
         "ort:O0,ort:all",
-        pytest.param("ort:O1..O3,openvino:f32", marks=pytest.mark.slow),
-        pytest.param(
-            "litert:xnnpack,litert:ref,tvm:O0,tvm:O3,iree:O0,iree:O3,executorch", marks=pytest.mark.slow
-        ),
+        "ort:O1..O3,openvino:f32",
+        "litert:xnnpack,litert:ref,tvm:O0,tvm:O3,iree:O0,iree:O3,executorch",
     ],
 )
 def test_float_paths_of_resnet20_give_the_same_labels(data_folder: Path, paths: str) -> None:

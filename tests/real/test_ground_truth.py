@@ -20,11 +20,10 @@ from _ground_truth import ROWS, Bench, Row, Run, images, left_out
 
 ENVIRONMENTS = environments_root()  # before each test gets a cache of its own
 FEW = 100
-# Of rows that differ in the optimisation level only, the outermost; exports take most of the time.
+# One of each tool and of each source; exports take most of the time.
 QUICK = {
-    "r20-dynamo-ort-all", "r20-legacy-ort-all", "r20-dynamo-tvm-O3",
-    "r20-legacy-tvm", "r20-legacy-tvm-dlas", "r20-dynamo-openvino-f32", "r20-dynamo-iree-O3", "r20-executorch",
-    "r8-tflite-tvm", "r8-tflite-dlas-tvm", "vww-tvm", "kws-tvm",
+    "r20-dynamo-ort-all", "r20-legacy-tvm-dlas", "r20-dynamo-openvino-f32", "r20-executorch",
+    "r8-tflite-tvm", "vww-tvm", "kws-tvm",
 }  # fmt: skip
 # A hundred images say little about small percentages.
 COUNTED = {"r8-int8", "r8-int8-xnnpack-builtin", "r8-int8-xnnpack-reference", "r8-int8-builtin-reference"}

@@ -32,7 +32,11 @@ def answers(path: Path, x: np.ndarray) -> dict[str, np.ndarray]:
     return dict(zip(names, session.run(names, {session.get_inputs()[0].name: x}), strict=True))
 
 
-@pytest.mark.parametrize("name", FILES)
+SLOW = {"imagenet/squeezenet1.0_deepcompressed.onnx"}  # tests/real/test_every_model.py reads it in every run
+NAMES = [pytest.param(n, marks=pytest.mark.slow if n in SLOW else ()) for n in FILES]
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_a_published_file(data_folder: Path, tmp_path: Path, name: str) -> None:
     path = data_folder / "models" / name
     model = load_model(path)

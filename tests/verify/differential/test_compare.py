@@ -163,7 +163,7 @@ def test_layers_of_a_quantised_network_are_compared_in_real_values(tmp_path: Pat
     assert row["sqnr_db"] > 20
 
 
-@pytest.mark.parametrize("ending", [".tflite", ".c"])
+@pytest.mark.parametrize("ending", [".tflite", pytest.param(".c", marks=pytest.mark.slow)])
 def test_an_output_whose_axes_the_format_turns_is_still_equal(tmp_path: Path, ending: str) -> None:
     import onnx
     from onnx import TensorProto, helper

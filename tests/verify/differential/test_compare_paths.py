@@ -170,6 +170,7 @@ def test_a_worker_is_held_to_its_processors_when_it_is_timed(monkeypatch: pytest
         assert worker.call("misbehaving_session:processors") == 1
 
 
+@pytest.mark.slow
 def test_what_a_path_does_otherwise_than_asked_is_told() -> None:
     report = dlas.compare(
         "digits-cnn", "digits-cnn", data="digits", split="test", rows=4, paths=["tvm:O0/2,ort:all/2"]
