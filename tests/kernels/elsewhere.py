@@ -33,7 +33,12 @@ def build_driver(
     Raises:
         AssertionError: It does not compile, or only with warnings.
     """
-    definitions = [f'-DDLAS_ISA="{isa}"', f"-DDLAS_NS={namespace}", f"-DDLAS_VL={lanes}", f"-DDLAS_{namespace}=1"]
+    definitions = [
+        f'-DDLAS_ISA="{isa}"',
+        f"-DDLAS_NS={namespace}",
+        f"-DDLAS_VL={lanes}",
+        f"-DDLAS_{namespace}=1",
+    ]
     common = [compiler, "-std=c++17", "-fno-math-errno", "-ffp-contract=fast", *WARNINGS, *flags]
     common += [f"-I{NATIVE}", f"-I{NATIVE / 'core'}"]
     header = folder / "all.h"
@@ -41,7 +46,10 @@ def build_driver(
         f'#include "{NATIVE}/isa/layer.h"\n#include <algorithm>\n#include <memory>\n#include <cmath>\n#include <cstring>\n'
     )
     _call([*common, *definitions, "-x", "c++-header", str(header), "-o", f"{header}.gch"])
-    core = [*(p for p in sorted((NATIVE / "core").glob("*.cpp")) if p.name != "module.cpp"), HERE / "native_driver.cpp"]
+    core = [
+        *(p for p in sorted((NATIVE / "core").glob("*.cpp")) if p.name != "module.cpp"),
+        HERE / "native_driver.cpp",
+    ]
     jobs = [[*common, "-c", str(source)] for source in core]
     kernels = sorted((NATIVE / "isa").glob("*.cpp"))
     jobs += [[*common, *definitions, "-include", str(header), "-c", str(source)] for source in kernels]

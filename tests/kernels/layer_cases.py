@@ -20,6 +20,11 @@ def contexts() -> list[tuple[Context, Context]]:
     return [(Context.here(1, isa), Context.here(2, isa)) for isa in isa_levels()]
 
 
+def cases_for(shapes: int = 200) -> int:
+    """Cases on each instruction set, so that there are ``shapes`` on all of them together."""
+    return -(-shapes // (1 if missing_native() else min(3, len(isa_levels()))))
+
+
 def node_of(
     op: str,
     arrays: Sequence[np.ndarray | None],

@@ -24,7 +24,9 @@ import numpy as np
 from dlas.kernels.layout import Storage
 
 _KINDS = {"i": 0, "u": 1, "f": 2, "b": 6}  # of NumPy, as DLPack numbers them
-_driver = subprocess.Popen(shlex.split(os.environ["DLAS_REMOTE"]), stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+_driver = subprocess.Popen(
+    shlex.split(os.environ["DLAS_REMOTE"]), stdin=subprocess.PIPE, stdout=subprocess.PIPE
+)
 _nodes: Counter[str] = Counter()
 _runs = 0
 
@@ -116,7 +118,13 @@ def _whole(array: np.ndarray) -> np.ndarray:
     return array.reshape(-1)
 
 
-def _node(context: Context, isa: str, op: str, name: str, attributes: dict, inputs: list, outputs: list) -> bytes:
+def _memory(whole: np.ndarray) -> tuple[int, int]:
+    return whole.ctypes.data, whole.nbytes
+
+
+def _node(
+    context: Context, isa: str, op: str, name: str, attributes: dict, inputs: list, outputs: list
+) -> bytes:
     parts = [_number(context.threads), _text(isa), _text(op), _text(name), _number(len(attributes))]
     for key, value in attributes.items():
         parts += [_text(key), _attribute(value)]
@@ -144,7 +152,9 @@ class Context:
 class Kernel:
     """A kernel that the driver prepared."""
 
-    def __init__(self, context: Context, isa: str, op: str, name: str, attributes: dict, inputs: list, outputs: list):
+    def __init__(
+        self, context: Context, isa: str, op: str, name: str, attributes: dict, inputs: list, outputs: list
+    ):
         _send(b"K" + _node(context, isa, op, name, attributes, inputs, outputs))
         _read_status()
         self._id, self.workspace = _read_number(), _read_number()
@@ -159,14 +169,14 @@ class Kernel:
         """Compute once; memory that two tensors share is shared there as well."""
         global _runs
         _runs += 1
-        blocks: dict[int, tuple[int, np.ndarray]] = {}
+        blocks: dict[tuple[int, int], tuple[int, np.ndarray]] = {}
         tensors = []
         for array in (*inputs, *outputs):
             if array is None:
                 tensors.append(_number(-1))
                 continue
             whole = _whole(array)
-            index, _ = blocks.setdefault(whole.ctypes.data, (len(blocks), whole))
+            index, _ = blocks.setdefault(_memory(whole), (len(blocks), whole))
             offset = array.ctypes.data - whole.ctypes.data
             place = struct.pack("<2q", index, offset)
             tensors.append(place + _tensor(array.shape, _strides(array), array.dtype))
@@ -174,9 +184,9 @@ class Kernel:
         head = b"R" + _number(self._id) + _number(len(content))
         _send(b"".join([head, *content, struct.pack("<2q", len(inputs), len(outputs)), *tensors]))
         _read_status()
-        written = {_whole(array).ctypes.data for array in outputs}
-        for start, (_, whole) in blocks.items():
-            if start in written:
+        written = {_memory(_whole(array)) for array in outputs}
+        for memory, (_, whole) in blocks.items():
+            if memory in written:
                 whole[...] = np.frombuffer(_read_text(), whole.dtype)
 
 
@@ -214,8 +224,8 @@ def refuses(isa: str, op: str, name: str, attributes: dict, inputs: list, output
 def _table() -> tuple[list[str], list[tuple[str, str, str]]]:
     _send(b"L")
     levels = [_read_text().decode() for _ in range(_read_number())]
-    found = [tuple(_read_text().decode() for _ in range(3)) for _ in range(_read_number())]
-    return levels, found  # type: ignore[return-value]
+    texts = [_read_text().decode() for _ in range(3 * _read_number())]
+    return levels, list(zip(texts[::3], texts[1::3], texts[2::3], strict=True))
 
 
 _levels, _kernels = _table()

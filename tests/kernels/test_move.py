@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from layer_cases import check, contexts, needs_native, node_of
+from layer_cases import cases_for, check, contexts, needs_native, node_of
 from onnx_oracle import run_node
 
 from dlas.kernels.kernel import Context, Form
@@ -25,7 +25,7 @@ from dlas.kernels.layout import Halo, Layout, storage, to_layout
 from dlas.kernels.single import Bench
 
 pytestmark = needs_native
-CASES = 67  # on three instruction sets: 200 and more
+CASES = cases_for(200)
 
 
 @pytest.fixture(scope="module")

@@ -55,13 +55,26 @@ print(json.dumps(found))
 
 def test_runs_after_the_first_allocate_nothing(tmp_path: Path) -> None:
     library = tmp_path / "counted_malloc.so"
-    command = ["g++", "-O1", "-std=c++17", "-shared", "-fPIC", str(HERE / "counted_malloc.cpp"), "-o", str(library)]
+    command = [
+        "g++",
+        "-O1",
+        "-std=c++17",
+        "-shared",
+        "-fPIC",
+        str(HERE / "counted_malloc.cpp"),
+        "-o",
+        str(library),
+    ]
     subprocess.run(command, check=True)
     environment = os.environ | {
         "LD_PRELOAD": str(library), "PYTHONPATH": str(HERE.parent / "runtime" / "engine"), "PYTHONMALLOC": "pymalloc",
     }  # fmt: skip
     done = subprocess.run(
-        [sys.executable, "-c", SCRIPT, str(library)], env=environment, capture_output=True, text=True, check=False
+        [sys.executable, "-c", SCRIPT, str(library)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stderr[-2000:]
     found = json.loads(done.stdout)

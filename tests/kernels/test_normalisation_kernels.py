@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from layer_cases import check, contexts, needs_native, node_of
+from layer_cases import cases_for, check, contexts, needs_native, node_of
 from onnx_oracle import run_node
 
 from dlas.kernels.kernel import ACTIVATIONS, Context
@@ -23,7 +23,7 @@ from dlas.kernels.reference.normalisation import (
 from dlas.kernels.single import Bench
 
 pytestmark = needs_native
-CASES = 70  # on three instruction sets: 200 and more
+CASES = cases_for(200)
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,9 @@ EMULATOR = "qemu-x86_64"
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(shutil.which(EMULATOR) is None, reason=f"needs {EMULATOR}: scripts/system-packages cross"),
+    pytest.mark.skipif(
+        shutil.which(EMULATOR) is None, reason=f"needs {EMULATOR}: scripts/system-packages cross"
+    ),
     pytest.mark.skipif(native() is None, reason="the native kernels were not built"),
 ]
 
@@ -44,7 +46,10 @@ print(" ".join(isa_levels()))
 )
 def test_the_module_works_on(processor: str, levels: str) -> None:
     done = subprocess.run(
-        [EMULATOR, "-cpu", processor, sys.executable, "-c", SCRIPT], capture_output=True, text=True, check=False
+        [EMULATOR, "-cpu", processor, sys.executable, "-c", SCRIPT],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.strip() == levels

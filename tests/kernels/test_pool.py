@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from layer_cases import check, contexts, needs_native, node_of
+from layer_cases import cases_for, check, contexts, needs_native, node_of
 from onnx_oracle import run_node
 
 from dlas.core.errors import ShapeError
@@ -17,7 +17,7 @@ from dlas.kernels.layers.pooling.reduce import Reduce
 from dlas.kernels.reference.pooling import average_pool2d, max_pool2d
 
 pytestmark = needs_native
-CASES = 70  # on three instruction sets: 200 and more
+CASES = cases_for(200)
 
 
 @pytest.fixture(scope="module")

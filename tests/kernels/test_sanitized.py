@@ -17,7 +17,7 @@ def _compiler(tmp_path_factory: pytest.TempPathFactory) -> None:
     if shutil.which("g++") is None:
         pytest.skip("needs g++")
     empty = tmp_path_factory.mktemp("probe") / "empty.cpp"
-    empty.write_text("int main() { return __builtin_cpu_supports(\"x86-64-v3\") ? 0 : 1; }\n")
+    empty.write_text('int main() { return __builtin_cpu_supports("x86-64-v3") ? 0 : 1; }\n')
     program = empty.with_suffix("")
     for command in (["g++", *FLAGS, str(empty), "-o", str(program)], [str(program)]):
         if subprocess.run(command, capture_output=True, check=False).returncode:
