@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -209,8 +210,8 @@ def test_totals_of_the_residual_network() -> None:
 
 def test_figures_carry_their_source() -> None:
     found = figures(residual())
-    assert found["macs"].source is Source.ESTIMATED
-    assert {n: (f.unit, f.source) for n, f in found.items() if n != "macs"} == {
+    assert found["macs"].source is found["nonzero_macs"].source is Source.ESTIMATED
+    assert {n: (f.unit, f.source) for n, f in found.items() if not n.endswith("macs")} == {
         "params": ("count", Source.MEASURED),
         "model_bytes": ("bytes", Source.MEASURED),
         "model_zstd_bytes": ("bytes", Source.MEASURED),
@@ -222,3 +223,17 @@ def test_weight_decoding_is_no_layer() -> None:
     ops = [layer.op for layer in layers(residual_quantized())]
     assert "DequantizeLinear" not in ops
     assert ops.count("Conv") == 3
+
+
+def test_macs_by_zeros_are_told_apart() -> None:
+    model = residual()
+    graph = model.editable()
+    name, kernel = next((n, w) for n, w in model.initializers.items() if w.ndim == 4)
+    half = kernel.copy()
+    half[: len(half) // 2] = 0
+    graph.graph.initializers[name].const_value = ir.tensor(half, name=name)
+    dense, sparse = summary(model), summary(Model(graph, "half"))
+    layer = next(found for found in layers(Model(graph, "half")) if found.sparsity == 0.5)
+    assert layer.macs is not None
+    assert dense["nonzero_macs"] == dense["macs"] == sparse["macs"]
+    assert sparse["nonzero_macs"] == sparse["macs"] - layer.macs // 2

@@ -260,3 +260,21 @@ def test_the_chart_library_can_stand_in_a_script_element() -> None:
     assert "</script" not in library
     assert "<!--" not in library
     assert "\r" not in library
+
+
+def test_points_with_less_work_and_more_time_are_listed() -> None:
+    study = fake_study.study()
+    assert 'id="setbacks"' not in render(study)
+    slow = next(
+        p for p in study.points
+        if p.choices == {"compress": "magnitude:sparsity=0.5", "backend": "tvm", "threads": "1", "target": "host"}
+    )  # fmt: skip
+    work = Figure(2e7, "count", Source.ESTIMATED)
+    record = dataclasses.replace(slow.record, figures={**slow.record.figures, "nonzero_macs": work})
+    points = tuple(dataclasses.replace(p, record=record) if p is slow else p for p in study.points)
+    text = render(dataclasses.replace(study, points=points))
+    assert "1 point with fewer multiply-accumulates" in text
+    assert (
+        f'data-select="{points.index(next(p for p in points if p.key == slow.key))}"'
+        in text.partition('id="setbacks"')[2].partition("</details>")[0]
+    )

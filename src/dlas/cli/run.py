@@ -166,6 +166,7 @@ def show_result(result: StudyResult, out: Path, *, json: bool) -> None:
         say(f"report: {path}")
 
 
+_SETBACKS = 8  # lines on a screen
 _SHOWN = ("top1", "agreement", "latency_ms", "speedup", "peak_memory_bytes", "model_bytes")
 
 
@@ -209,6 +210,22 @@ def show_table(result: StudyResult) -> None:
         ],
         title=f"no other point is better in both {names}" if front else "no point has all of " + names,
     )
+    _show_setbacks(result)
+
+
+def _show_setbacks(result: StudyResult) -> None:
+    """Say which points compute less than the uncompressed network and take longer."""
+    from dlas.explore.setbacks import setbacks
+
+    found = setbacks(result)
+    if found:
+        say(
+            "fewer multiply-accumulates than the uncompressed network on the baseline's back end, and more time:"
+        )
+    for setback in found[:_SETBACKS]:
+        say(f"  {setback.label}: {setback.sentence}")
+    if len(found) > _SETBACKS:
+        say(f"  and {len(found) - _SETBACKS} more; the report has them")
 
 
 def _row(point: Point, result: StudyResult, several: bool) -> tuple[object, ...]:

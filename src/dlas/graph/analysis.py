@@ -119,12 +119,13 @@ def summary(model: Model) -> dict[str, Any]:
     """Totals of a network, fit for JSON.
 
     Returns:
-        ``params``, ``macs`` (None when a shape is unknown), ``model_bytes`` (the ONNX file), ``model_zstd_bytes`` (that
-        file compressed by Zstandard at level 19), ``weight_bytes``, ``sparsity`` (zeros among all kernels and
-        matrices), ``ops`` (operator to count, most frequent first) and ``kind``: ``float32``, ``float16``, ``float16
-        weights``; with integer activations ``int8 per-channel``, ``int8 per-tensor``, ``uint8``, ``int4`` or
-        ``int16x8`` (int16 activations, int8 weights); with integer weights and float activations ``dynamic-range int8``
-        (small layers may have stayed float); ``int8`` for integer operators; else ``mixed``.
+        ``params``, ``macs`` (None when a shape is unknown), ``nonzero_macs`` (those by weights that are not 0),
+        ``model_bytes`` (the ONNX file), ``model_zstd_bytes`` (that file compressed by Zstandard at level 19),
+        ``weight_bytes``, ``sparsity`` (zeros among all kernels and matrices), ``ops`` (operator to count, most frequent
+        first) and ``kind``: ``float32``, ``float16``, ``float16 weights``; with integer activations ``int8
+        per-channel``, ``int8 per-tensor``, ``uint8``, ``int4`` or ``int16x8`` (int16 activations, int8 weights); with
+        integer weights and float activations ``dynamic-range int8`` (small layers may have stayed float); ``int8`` for
+        integer operators; else ``mixed``.
 
     A tensor that several layers share counts once.
     """
@@ -145,6 +146,9 @@ def _summarise(model: Model) -> dict[str, Any]:
     return {
         "params": sum(w.size for w in stored.values()),
         "macs": None if None in macs else sum(m for m in macs if m is not None),
+        "nonzero_macs": None
+        if None in macs
+        else round(sum((m or 0) * (1 - _zeros(_kernels(n))) for m, n in zip(macs, nodes, strict=True))),
         "model_bytes": len(data),
         "model_zstd_bytes": _zstd_bytes(data),
         "weight_bytes": sum(w.nbytes for w in stored.values()),
@@ -155,7 +159,7 @@ def _summarise(model: Model) -> dict[str, Any]:
 
 
 def figures(model: Model) -> dict[str, Figure]:
-    """The numbers of :func:`summary` with unit and source; ``macs`` is left out where a shape is unknown."""
+    """The numbers of :func:`summary` with unit and source; both kinds of MACs only where all shapes are known."""
     facts = summary(model)
     found = {
         "params": Figure(facts["params"], "count", Source.MEASURED),
@@ -164,6 +168,9 @@ def figures(model: Model) -> dict[str, Figure]:
     }
     if facts["macs"] is not None:
         found["macs"] = Figure(facts["macs"], "count", Source.ESTIMATED, note="per sample, from the shapes")
+        found["nonzero_macs"] = Figure(
+            facts["nonzero_macs"], "count", Source.ESTIMATED, note="per sample, by weights that are not 0"
+        )
     return found
 
 
@@ -291,7 +298,6 @@ def _kernels(node: ir.Node) -> list[Weight]:
 
 def _layer(node: ir.Node, batch: int) -> Layer:
     parameters, kernels = _parameters(node), _kernels(node)
-    size = sum(w.size for w in kernels)
     main = (kernels or parameters or [None])[0]
     shape = node.outputs[0].shape
     return Layer(
@@ -301,11 +307,16 @@ def _layer(node: ir.Node, batch: int) -> Layer:
         sum(w.size for w in parameters),
         sum(w.nbytes for w in parameters),
         _macs(node, batch),
-        sum(w.zeros for w in kernels) / size if size else 0.0,
+        _zeros(kernels),
         main.bits if main else 0,
         main.shape if main else (),
         main.dtype if main else "",
     )
+
+
+def _zeros(kernels: Iterable[Weight]) -> float:
+    size = sum(w.size for w in kernels)
+    return sum(w.zeros for w in kernels) / size if size else 0.0
 
 
 def _macs(node: ir.Node, batch: int) -> int | None:

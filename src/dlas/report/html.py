@@ -19,6 +19,7 @@ import jinja2
 from dlas.core.figure import Source
 from dlas.core.files import write_atomic
 from dlas.explore.result import StudyResult
+from dlas.explore.setbacks import setbacks
 from dlas.report import charts, data, summary
 from dlas.report.labels import SOURCES, VERDICTS
 
@@ -74,6 +75,7 @@ def render(result: StudyResult, live: Live | None = None) -> str:
             answers=found,
             tally=summary.tally(result),
             noisy=summary.noisy(result),
+            setbacks=setbacks(result),
             volume=summary.volume_words(result),
             groups=groups,
             groups_left_out=groups_left_out,

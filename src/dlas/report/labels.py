@@ -36,6 +36,7 @@ FIGURES = {
     "energy_mj": Label("Energy", "energy of one inference", low_is_good=True),
     "artifact_bytes": Label("Artifact", "size of what the back end made of the network", False, True),
     "macs": Label("MACs", "multiply-accumulates of one inference", False, True),
+    "nonzero_macs": Label("MACs, not 0", "multiply-accumulates by weights that are not 0", False, True),
     "params": Label("Parameters", "stored parameters", False, True),
     "sparsity": Label("Zeros", "share of the weights that are exactly 0", False),
     "label_diff": Label("Other label", "share of the checked rows with another label than the reference", False, True),
