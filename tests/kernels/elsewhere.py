@@ -19,10 +19,10 @@ NATIVE = Path(dlas.__file__).parent / "kernels" / "native"
 WARNINGS = ("-Wall", "-Wextra", "-Wno-psabi", "-Wno-ignored-attributes")
 # Tests that compute nodes by native kernels.
 TESTS = (
-    "block_kernels conv_blocked conv_bsr conv_csr conv_direct conv_first conv_gemm conv_grouped conv_transpose "
-    "depthwise elementwise_kernels gemm int8_others int8_weighted low_bit move normalisation_kernels pool recurrent "
-    "winograd"
-).split()
+    *("block_kernels", "conv_blocked", "conv_bsr", "conv_csr", "conv_direct", "conv_first", "conv_gemm"),
+    *("conv_grouped", "conv_transpose", "depthwise", "elementwise_kernels", "gemm", "int8_others"),
+    *("int8_weighted", "low_bit", "move", "normalisation_kernels", "pool", "recurrent", "winograd"),
+)
 
 
 def build_driver(
@@ -42,9 +42,8 @@ def build_driver(
     common = [compiler, "-std=c++17", "-fno-math-errno", "-ffp-contract=fast", *WARNINGS, *flags]
     common += [f"-I{NATIVE}", f"-I{NATIVE / 'core'}"]
     header = folder / "all.h"
-    header.write_text(
-        f'#include "{NATIVE}/isa/layer.h"\n#include <algorithm>\n#include <memory>\n#include <cmath>\n#include <cstring>\n'
-    )
+    library = "".join(f"#include <{name}>\n" for name in ("algorithm", "memory", "cmath", "cstring"))
+    header.write_text(f'#include "{NATIVE}/isa/layer.h"\n{library}')
     _call([*common, *definitions, "-x", "c++-header", str(header), "-o", f"{header}.gch"])
     core = [
         *(p for p in sorted((NATIVE / "core").glob("*.cpp")) if p.name != "module.cpp"),
@@ -84,8 +83,9 @@ def run_tests(folder: Path, command: str, tests: Sequence[str] = TESTS, **enviro
         "DLAS_REMOTE_REPORT": str(report),
     }
     files = [str(HERE / f"test_{name}.py") for name in tests]
+    options = ["-q", "-x", "-p", "no:cacheprovider", "-p", "no:xdist", "-m", "not slow"]
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-p", "no:xdist", "-m", "not slow", *files],
+        [sys.executable, "-m", "pytest", *options, *files],
         env={**os.environ, **environment}, capture_output=True, text=True, check=False, cwd=HERE.parent.parent,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-4000:]
