@@ -136,7 +136,7 @@ def test_compare_finds_a_changed_weight(
     assert run_command(["compare", str(net), str(broken), *common]) == 1
     assert "label-diff" in capsys.readouterr().out
     assert run_command(["compare", str(net), str(broken), *common, "--fail-on", "none"]) == 0
-    assert run_command(["compare", str(net), *common, "--paths", "torch,onnxruntime:level=disable"]) == 0
+    assert run_command(["compare", str(net), *common, "--paths", "ort:O1,onnxruntime:level=disable"]) == 0
     assert capsys.readouterr().out.count("equal") >= 2
 
 

@@ -96,7 +96,7 @@ def test_a_missing_output_is_wrong(tmp_path: Path, rows: Path) -> None:
     assert report.paths[0].reason == "output 'z': it is missing"
 
 
-@pytest.mark.parametrize("operator", ["Sub", "Add"])
+@pytest.mark.parametrize("operator", ["Add", pytest.param("Sub", marks=pytest.mark.slow)])
 def test_networks_with_several_inputs_are_fed_by_name(tmp_path: Path, operator: str) -> None:
     def save(name: str, given: list[str], operator: str) -> Path:
         info = [helper.make_tensor_value_info(n, TensorProto.FLOAT, ["N", SIZE]) for n in given]
