@@ -55,11 +55,11 @@ struct ModelTiles {
   void multiply() {
     for (int m = 0; m < 16; ++m)
       for (int n = 0; n < 16; ++n) {
-        int32_t sum;
+        uint32_t sum;  // wraps
         std::memcpy(&sum, tiles[C][m] + 4 * n, 4);
         for (int k = 0; k < 16; ++k)
           for (int i = 0; i < 4; ++i)
-            sum += tiles[A][m][4 * k + i] * static_cast<int8_t>(tiles[B][k][4 * n + i]);
+            sum += static_cast<uint32_t>(tiles[A][m][4 * k + i] * static_cast<int8_t>(tiles[B][k][4 * n + i]));
         std::memcpy(tiles[C][m] + 4 * n, &sum, 4);
       }
   }

@@ -37,7 +37,9 @@ struct Factor {
   }
   int32_t* at() { return reinterpret_cast<int32_t*>(constants.at); }
   const int32_t* at() const { return reinterpret_cast<const int32_t*>(constants.at); }
-  DLAS_INLINE VI operator()(VI sums) const { return way.number<VL>(sums + static_cast<int32_t>(way.bias_offset()), at()); }
+  DLAS_INLINE VI operator()(VI sums) const {
+    return way.number<VL>((VI)((Lanes<VL>::U)sums + way.bias_offset()), at());
+  }
 };
 
 // ---- two maps ----------------------------------------------------------------------------------------------------

@@ -92,7 +92,8 @@ struct Pairs {
     DLAS_INLINE explicit Bytes(typename Lanes<L>::I v)
         : even(v & 0x00ff00ff), odd((typename Lanes<L>::I)((typename Lanes<L>::U)v >> 8) & 0x00ff00ff) {}
     DLAS_INLINE void add_to(typename Lanes<L>::I& sum, const int32_t* w) const {
-      sum += products(even, load_lanes<L>(w)) + products(odd, load_lanes<L>(w + L));
+      using U = typename Lanes<L>::U;  // sums wrap
+      sum = (typename Lanes<L>::I)((U)sum + (U)products(even, load_lanes<L>(w)) + (U)products(odd, load_lanes<L>(w + L)));
     }
     DLAS_INLINE static typename Lanes<L>::I products(typename Lanes<L>::I a, typename Lanes<L>::I b) {
 #if defined(__AVX512BW__)
