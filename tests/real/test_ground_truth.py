@@ -22,7 +22,7 @@ ENVIRONMENTS = environments_root()  # before each test gets a cache of its own
 FEW = 100
 # One of each tool and of each source; exports take most of the time.
 QUICK = {
-    "r20-dynamo-ort-all", "r20-legacy-tvm-dlas", "r20-dynamo-openvino-f32", "r20-executorch",
+    "r20-dynamo-ort-all", "r20-legacy-tvm-dlas", "r20-dynamo-openvino-f32",
     "r8-tflite-tvm", "vww-tvm", "kws-tvm",
 }  # fmt: skip
 # A hundred images say little about small percentages.

@@ -81,7 +81,7 @@ def test_a_network_alone_runs_on_every_back_end_that_is_there(
         "onnxruntime",
         "torch",
     ]
-    assert [row.path for row in dlas.compare("digits-cnn", paths=["torch"], **rows).paths] == ["torch"]
+    assert [row.path for row in dlas.compare("digits-cnn", paths=["ort:O1"], **rows).paths] == ["ort:O1"]
     command = ["compare", "digits-cnn", "--data", "digits", "--split", "test", "--rows", "8", "--no-time"]
     assert run_command(command) == 0
     printed = capsys.readouterr().out
