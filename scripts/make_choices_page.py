@@ -19,6 +19,7 @@ from dlas.core.options import describe_options
 from dlas.data.dataset import loaders
 from dlas.graph.format import formats
 from dlas.hardware.target import targets
+from dlas.kernels.kernel import kernels
 from dlas.models.architecture import architectures
 from dlas.runtime.backend import backends
 from dlas.runtime.converter import converters
@@ -33,6 +34,7 @@ FAMILIES = (
     ("models", "Architectures", architectures),
     ("graph", "File formats", formats),
     ("compress", "Compression methods", methods),
+    ("kernels", "Kernels", kernels),
     ("runtime", "Back ends", backends),
     ("runtime", "Converters", converters),
     ("hardware", "Targets", targets),
@@ -83,7 +85,9 @@ def _member(family: str, name: str, member: Any) -> str:
 def _needs(member: Any) -> str:
     """Libraries beyond those that dlas always installs."""
     needed = [
-        f"`{m}` (`pip install 'dlas[{extra}]'`)" for m, extra in member.requires.items() if extra != "all"
+        f"`{m}` (`pip install 'dlas[{extra}]'`)"
+        for m, extra in getattr(member, "requires", {}).items()
+        if extra != "all"
     ]
     return f"Needs {' and '.join(needed)}." if needed else ""
 
