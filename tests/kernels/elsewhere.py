@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -71,10 +72,10 @@ def run_tests(folder: Path, command: str, tests: Sequence[str] = TESTS, **enviro
     """Run the kernels' tests with the kernels of ``command``.
 
     Returns:
-        ``nodes``: nodes that each kernel computed; ``runs``: with one thread and with two.
+        ``nodes``: nodes that each kernel computed; ``runs``: those with one thread and with two.
 
     Raises:
-        AssertionError: One of them fails.
+        AssertionError: One of them fails, or an implementation computed fewer than 200 nodes.
     """
     report = folder / "report.json"
     environment |= {
@@ -91,4 +92,9 @@ def run_tests(folder: Path, command: str, tests: Sequence[str] = TESTS, **enviro
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-4000:]
     found = json.loads(report.read_text())
     assert found["status"] == 0, done.stderr[-4000:]
+    implementations: Counter[str] = Counter()
+    for kernel, count in found["nodes"].items():
+        implementations[kernel.split("=")[1]] += count
+        assert count >= 20, f"{kernel} computed {count} nodes"
+    assert min(implementations.values()) >= 200, implementations
     return found

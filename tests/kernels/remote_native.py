@@ -27,7 +27,7 @@ _KINDS = {"i": 0, "u": 1, "f": 2, "b": 6}  # of NumPy, as DLPack numbers them
 _driver = subprocess.Popen(
     shlex.split(os.environ["DLAS_REMOTE"]), stdin=subprocess.PIPE, stdout=subprocess.PIPE
 )
-_nodes: Counter[str] = Counter()
+_nodes: Counter[tuple[str, str, int]] = Counter()  # by operator, name and number of threads
 _runs = 0
 
 
@@ -158,8 +158,7 @@ class Kernel:
         _send(b"K" + _node(context, isa, op, name, attributes, inputs, outputs))
         _read_status()
         self._id, self.workspace = _read_number(), _read_number()
-        self._key = f"{op}={name}"
-        _nodes[self._key] += context.threads == 1
+        _nodes[op, name, context.threads] += 1
 
     def __del__(self) -> None:
         if hasattr(self, "_id") and _driver.poll() is None:
@@ -246,7 +245,7 @@ def _finish() -> None:
     _driver.stdin.close()
     status = _driver.wait(60)
     if "DLAS_REMOTE_REPORT" in os.environ:
-        nodes = {f"{op}={name}": _nodes[f"{op}={name}"] for _, op, name in _kernels}
+        nodes = {f"{op}={name}": max(_nodes[op, name, t] for t in (1, 2)) for _, op, name in _kernels}
         Path(os.environ["DLAS_REMOTE_REPORT"]).write_text(
             json.dumps({"status": status, "levels": _levels, "nodes": nodes, "runs": _runs})
         )

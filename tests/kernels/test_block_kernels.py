@@ -38,7 +38,7 @@ def test_equals_the_blocks_arithmetic(isa: str, kind: str) -> None:
     rng = np.random.default_rng(11)
     contexts = Context.here(1, isa), Context.here(2, isa)
     form = BLOCK_FORMATS[kind]
-    for case in range(200 if kind != "Q4_K" else 100):
+    for case in range(200):
         rows, n, count = int(rng.integers(1, 8)), int(rng.integers(1, 90)), int(rng.integers(1, 4))
         k = count * form.elements
         a = (rng.standard_normal((rows, k)) * 10.0 ** rng.integers(-3, 4)).astype(np.float32)

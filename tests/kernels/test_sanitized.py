@@ -53,9 +53,6 @@ def test_every_kernel_with_sanitizers(
     found = run_tests(tmp_path, str(driver), **options)
     assert _said(tmp_path) == ""
     assert found["levels"] == [isa]
-    few = {name: count for name, count in found["nodes"].items() if count < 20}
-    assert not few
-    assert sum(found["nodes"].values()) > 10_000
 
     # That silence means something: one wrong read is reported.
     remote = {"DLAS_NATIVE": str(HERE / "remote_native.py"), "DLAS_REMOTE": str(driver)}
