@@ -136,6 +136,18 @@ def _plain(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
 
+def _session(model: Model, threads: int) -> Any:
+    """ONNX Runtime on a part: its inputs need not begin with one batch, as a back end's must."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+    options.log_severity_level = 3
+    # Two pools that spin at the same time would take the processors from each other.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    return onnxruntime.InferenceSession(model.to_bytes(), options, providers=["CPUExecutionProvider"])
+
+
 class Part:
     """A cut-out part, compiled: a callable on arrays in the order of ``inputs``.
 
@@ -161,7 +173,12 @@ class Part:
             return
         if name not in DELEGATES:
             raise UnsupportedError(f"{name} cannot compute a part of a network")
-        executable = backend_for(name).compile(model, threads=threads)
+        if name == "onnxruntime":
+            session = _session(model, threads)
+            self._run = lambda feed: session.run(None, feed)
+            return
+        rows = {int(s.shape[0]) for s in model.inputs if s.shape}
+        executable = backend_for(name).compile(model, threads=threads, batch=min(rows, default=1))
         self._run = lambda feed: list(executable.run(feed).values())
         self._close = executable.close
 
