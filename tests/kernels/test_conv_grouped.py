@@ -29,7 +29,8 @@ def small_groups(seed: int):
 
 @pytest.mark.parametrize("isa", ISAS)
 def test_gspc_equals_the_reference_on_random_shapes(isa: str):
-    for seed, case in enumerate(random_cases(200, 1, small_groups(2))):
+    # Some are whole blocks where blocks are narrow, which another kernel computes.
+    for seed, case in enumerate(random_cases(260, 1, small_groups(2))):
         if not kernels.get("gspc")().refuses(plain(case), context_of(isa)):
             check("gspc", case, isa, seed)
 
