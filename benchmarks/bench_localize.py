@@ -109,7 +109,7 @@ class Result:
     named: list[bool] = field(default_factory=list)
     seconds: float = 0.0
     repaired: dict[str, bool] = field(default_factory=dict)
-    runs: dict[str, int] = field(default_factory=dict)
+    runs: dict[str, float] = field(default_factory=dict)
     repair_seconds: dict[str, float] = field(default_factory=dict)
 
 

@@ -24,8 +24,13 @@ def network(
     seed: int = 0,
     layers: int = 1,
     bias: float = 0.5,
+    apart: bool = False,
+    dilated: int = -1,
 ) -> ir.Model:
-    """Convolutions with Relus, then class scores, ``(N, 3, 8, 8)`` to ``(N, 5)``."""
+    """Convolutions with Relus, then class scores, ``(N, 3, 8, 8)`` to ``(N, 5)``.
+
+    With ``apart`` biases are added by an operator of their own; the convolution of number ``dilated`` is another one.
+    """
     rng = np.random.default_rng(seed)
     nodes, weights, tensor, channels = [], [], "x", 3
     for i in range(layers):
@@ -33,7 +38,15 @@ def network(
         weights.append(onnx.numpy_helper.from_array(rng.standard_normal(shape).astype(np.float32), f"w{i}"))
         weights.append(onnx.numpy_helper.from_array(np.full(CHANNELS, bias, np.float32), f"b{i}"))
         settings = {"strides": [stride] * 2, "pads": list(pads)} if i == 0 else {"pads": [1, 1, 1, 1]}
-        nodes.append(helper.make_node("Conv", [tensor, f"w{i}", f"b{i}"], [f"c{i}"], f"conv{i}", **settings))
+        if i == dilated:
+            settings = {"pads": [2, 2, 2, 2], "dilations": [2, 2]}
+        if apart:
+            weights[-1] = onnx.numpy_helper.from_array(np.full((CHANNELS, 1, 1), bias, np.float32), f"b{i}")
+            nodes.append(helper.make_node("Conv", [tensor, f"w{i}"], [f"p{i}"], f"conv{i}", **settings))
+            nodes.append(helper.make_node("Add", [f"p{i}", f"b{i}"], [f"c{i}"], f"add{i}"))
+        else:
+            given = [tensor, f"w{i}", f"b{i}"]
+            nodes.append(helper.make_node("Conv", given, [f"c{i}"], f"conv{i}", **settings))
         nodes.append(helper.make_node("Relu", [f"c{i}"], [f"r{i}"], f"relu{i}"))
         tensor, channels = f"r{i}", CHANNELS
     head = rng.standard_normal((CHANNELS, 5)).astype(np.float32)
@@ -104,6 +117,11 @@ def test_networks_that_have_nothing_in_common_are_refused() -> None:
         localised(network(layers=6), network(layers=6, seed=1))
     with pytest.raises(ModelError, match="the networks do not correspond"):
         localised(network(layers=6), network(layers=3, seed=1, stride=2))
+
+
+def test_biases_in_operators_of_their_own_are_no_other_network() -> None:
+    found = localised(network(layers=4), network(layers=4, apart=True, dilated=2))
+    assert [(f.fault, f.target_node) for f in found.faults] == [("attribute", "conv2")]
 
 
 def test_one_mistake_at_every_layer_is_a_fault_of_the_conversion() -> None:

@@ -23,7 +23,7 @@ from dlas.verify.localize.network import Network, named
 from dlas.verify.localize.search import Explained, explain
 from dlas.verify.localize.walk import WEIGHTED, Region, State, Walk
 
-_FLOAT, _HALF, _INTEGER = 1e-3, 0.02, 0.1  # relative L2 (60, 34 and 20 dB) that arithmetic alone may cost
+FLOAT, _HALF, _INTEGER = 1e-3, 0.02, 0.1  # relative L2 (60, 34 and 20 dB) that arithmetic alone may cost
 _FINE = 2e-5  # float32: one operator in another order of summation stays below this
 _FEW = 0.25  # share of tensors that agree loosely up to which that is no matter of precision in general
 _ENCODED = 0.03  # relative L2 (30 dB) of one operator whose result is stored in few bits
@@ -95,6 +95,8 @@ class Found:
         tolerance: Relative L2 up to which tensors were taken as the same.
         typical: Median relative L2 of the tensors that agree.
         notes: Anything else.
+        runs: Runs of a whole network on these rows that it took, source and target together. Operators that were run
+            without the rest count as their share of the network; changes tried on a region cut out do not count.
     """
 
     faults: list[Fault]
@@ -105,6 +107,7 @@ class Found:
     tolerance: float
     typical: float
     notes: list[str]
+    runs: float = 0.0
 
 
 def find(
@@ -137,7 +140,7 @@ def find(
     deadline = monotonic() + budget_s
     a, b = Network(_real_outputs(source)), Network(_real_outputs(target))
     pairs = _paired(a, b)
-    tolerance = _tolerance(source, target)
+    tolerance = tolerated(source, target)
     x, y = _limited(a, b, source_inputs, target_inputs)
     tell(f"walk through {len(b.steps)} operators on {len(next(iter(x.values())))} rows")
     walk = Walk(a, b, x, y, tolerance, pairs, tell=tell)
@@ -151,8 +154,8 @@ def find(
         if math.isfinite(m.error) and m.target not in {r.target for r in regions}
     ]
     typical = float(np.median(errors)) if errors else 0.0
-    fine = _FINE if tolerance == _FLOAT else min(tolerance, max(_FINE, 10 * typical, _ENCODED))
-    mild = _mild(walk, state, regions, fine) if tolerance == _FLOAT else []
+    fine = _FINE if tolerance == FLOAT else min(tolerance, max(_FINE, 10 * typical, _ENCODED))
+    mild = _mild(walk, state, regions, fine) if tolerance == FLOAT else []
     if 0 < len(mild) <= _FEW * len(state.matches):
         # Where nearly all agree as closely as arithmetic allows, so must the rest: a small fault that is let pass
         # where it begins comes up wherever it happens to be largest.
@@ -177,10 +180,19 @@ def find(
     notes = [f"{n}: {reason}" for n, reason in state.failed.items() if "before it" not in reason][:5]
     if len(x[next(iter(x))]) < len(next(iter(source_inputs.values()))):
         notes.append(f"{len(next(iter(x.values())))} rows were used, so that activations fit into memory")
+    count = len(next(iter(x.values())))
+    runs = sum(n.work / max(1, count * len(n.steps)) for n in (a, b))
     return Found(
-        faults, _flips(wanted, before), len(next(iter(x.values()))), len(state.matches), len(b.steps), tolerance,
-        typical, notes,
-    )  # fmt: skip
+        faults,
+        _flips(wanted, before),
+        count,
+        len(state.matches),
+        len(b.steps),
+        tolerance,
+        typical,
+        notes,
+        runs,
+    )
 
 
 def _fault(
@@ -275,7 +287,8 @@ def _paired(source: Network, target: Network) -> dict[str, str]:
     return dict(zip(target.outputs, source.outputs, strict=False))  # surplus outputs stand for nothing
 
 
-def _tolerance(*graphs: ir.Model) -> float:
+def tolerated(*graphs: ir.Model) -> float:
+    """Relative L2 up to which tensors of these networks are taken as the same; ``FLOAT`` where nothing is rounded."""
     types = {n.op_type for g in graphs for n in g.graph}
     if types & {"QuantizeLinear", "DynamicQuantizeLinear", "ConvInteger", "MatMulInteger", "QLinearConv"}:
         return _INTEGER
@@ -283,7 +296,7 @@ def _tolerance(*graphs: ir.Model) -> float:
     weights = {v.dtype for g in graphs for v in g.graph.initializers.values()}
     if "DequantizeLinear" in types:
         return _INTEGER
-    return _HALF if weights & halves else _FLOAT
+    return _HALF if weights & halves else FLOAT
 
 
 def _real_outputs(graph: ir.Model) -> ir.Model:

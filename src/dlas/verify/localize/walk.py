@@ -31,6 +31,8 @@ _MOVING = frozenset(
 )
 _ALIKE = 0.8  # cosine between a wrong result and the right one of the same operator
 _NEAR = 2.5  # how many operators more a pair may span that agrees behind
+_SAME = 1e-5  # relative L2 up to which a node computes the same alone and after those before it
+_ARITHMETIC = 1e-3  # tolerance above which values are rounded too coarsely for that
 _FAULTS = 60  # a target with more is another network
 # Operators with weights of their own: what the others give follows from what they are fed with.
 WEIGHTED = frozenset(
@@ -91,6 +93,28 @@ class State:
     failed: dict[str, str] = field(default_factory=dict)
 
 
+@dataclass
+class _Ahead:
+    """What the target itself goes on to compute from values that are known.
+
+    Attributes:
+        values: Results of nodes that were not walked through yet.
+        valid: Tensors whose values under replay are those that ``values`` were computed from.
+    """
+
+    values: dict[str, np.ndarray]
+    valid: set[str]
+
+    def passed(self, node: ir.Node, replayed: Mapping[str, np.ndarray]) -> None:
+        """Compare the results of a node with what it gives under replay."""
+        for name in (str(o.name) for o in node.outputs):
+            own, other = self.values.pop(name, None), replayed.get(name)
+            if own is None or other is None or own.shape != other.shape:
+                continue
+            if own is other or relative(other, own) <= _SAME:
+                self.valid.add(name)
+
+
 class Walk:
     """Source and target on the same rows.
 
@@ -125,6 +149,11 @@ class Walk:
 
     def _source_values(self) -> Iterator[tuple[str, np.ndarray]]:
         yield from self.source_inputs.items()
+        if self.tolerance <= _ARITHMETIC:
+            self._tell(f"run {len(self.source.steps)} operators of the source")
+            if together := self.source.at_once(self.source.steps, self.source_inputs):
+                yield from together.items()
+                return
         for number, (_, found) in enumerate(self.source.trace(self.source_inputs), 1):
             self._tell(f"run operator {number} of {len(self.source.steps)} of the source")
             yield from found.items()
@@ -149,15 +178,31 @@ class Walk:
         )
         made = (m for n, m in state.matches.items() if place.get(n, -1) >= 0)
         after = max((self.known.place(m.source) for m in made), default=0)
+        ahead = self._ahead(state, forced, start)
         for number, node in enumerate(self.target.steps[start:], start + 1):
             self._tell(f"replay operator {number} of {len(self.target.steps)}")
-            after = self._step(node, state, forced, after)
+            after = self._step(node, state, forced, after, ahead)
         return state
 
+    def _ahead(self, state: State, forced: Mapping[str, tuple[Match, np.ndarray]], start: int) -> _Ahead:
+        """The nodes from ``start`` on in one run of the target, from what is known before them."""
+        given = {**{n: v for n, (_, v) in forced.items()}, **state.values}
+        outputs = [(n, {str(o.name) for o in n.outputs if o.name}) for n in self.target.steps[start:]]
+        nodes = [node for node, names in outputs if not names <= forced.keys()]
+        apart = any(names & forced.keys() and not names <= forced.keys() for _, names in outputs)
+        values = {} if apart or self.tolerance > _ARITHMETIC else self.target.at_once(nodes, given)
+        return _Ahead(values, set(given))
+
     def _step(
-        self, node: ir.Node, state: State, forced: Mapping[str, tuple[Match, np.ndarray]], after: int
+        self,
+        node: ir.Node,
+        state: State,
+        forced: Mapping[str, tuple[Match, np.ndarray]],
+        after: int,
+        ahead: _Ahead,
     ) -> int:
-        found = self._results(node, state)
+        found, matches = self._foreseen(node, state, after, ahead)
+        found = found or self._results(node, state)
         for name in (str(o.name) for o in node.outputs if o.name):
             if name in forced:
                 match, values = forced[name]
@@ -165,7 +210,7 @@ class Walk:
                 continue
             if name not in found:
                 continue
-            match = self.known.find(name, found[name], self.tolerance, after, self.pairs.get(name, name))
+            match = matches[name] if name in matches else self._match(name, found[name], after)
             if match is None or (match.error > _LATE * self.tolerance and self._late(name, state)):
                 state.values[name] = found[name]
                 continue
@@ -173,7 +218,28 @@ class Walk:
             after = max(after, self.known.place(match.source))
             right = self.known.values[match.source]
             state.values[name] = turned(right, match.order, found[name].shape[1:]).astype(found[name].dtype)
+        ahead.passed(node, state.values)
         return after
+
+    def _match(self, name: str, values: np.ndarray, after: int) -> Match | None:
+        return self.known.find(name, values, self.tolerance, after, self.pairs.get(name, name))
+
+    def _foreseen(
+        self, node: ir.Node, state: State, after: int, ahead: _Ahead
+    ) -> tuple[dict[str, np.ndarray], dict[str, Match | None]]:
+        """Results of a node in ``ahead``, and what they match, where replaying it by itself would tell the same.
+
+        That is where they agree as closely as arithmetic allows, or where what the node is fed with agrees with
+        nothing, so that this is only the wrong result of wrong values. Otherwise nothing.
+        """
+        fed = self.target.fed(node)
+        found = {n: ahead.values[n] for n in (str(o.name) for o in node.outputs) if n in ahead.values}
+        if not found or not ahead.valid.issuperset(fed):
+            return {}, {}
+        wrong = any(n not in state.matches and n not in self.target_inputs for n in fed)
+        matches = {n: self._match(n, values, after) for n, values in found.items()}
+        same = all(wrong if m is None else m.error <= _SAME for m in matches.values())
+        return (found, matches) if same else ({}, {})
 
     def _late(self, name: str, state: State) -> bool:
         """Whether so many operators before a tensor agree with nothing that a rough agreement may be chance."""
@@ -238,7 +304,11 @@ class Walk:
             return False
         alike = 0
         for node in seen:
-            names = [str(o.name) for o in node.outputs]
+            own = [str(o.name) for o in node.outputs]
+            # A bias may be an operator of its own; the source has nothing that is the result without it.
+            sums = [n for name in own for n in self.target.readers(name) if n.op_type == "Add"]
+            biased = [str(n.outputs[0].name) for n in sums if len(self.target.fed(n)) == 1]
+            names = [*own, *biased]
             alike += any(wrong[n] < _ASTRAY if n in wrong else n in state.matches for n in names)
         return alike <= _FOREIGN * len(seen)
 

@@ -35,7 +35,8 @@ class Job:
             source's rows are adapted to whatever the graph at hand takes.
         deadline: Moment of ``time.monotonic`` at which to stop.
         most_runs: Runs of a whole network that may be spent.
-        runs: Runs of a whole network on all rows so far; one on some of the rows counts as their share.
+        runs: Runs of a whole network on all rows so far. One on some of the rows counts as their share, and one of
+            some of its operators as theirs; changes tried on a region cut out of a network do not count.
         starts: How often a whole network was started, on however many rows.
         tell: Receives one line per step.
     """
@@ -70,10 +71,10 @@ class Job:
             self._wanted = _first(model, answers(model, dict(self.x)))
         return self._wanted
 
-    def count(self, rows: int | None = None) -> None:
-        """Note a run of a whole network on so many rows; None means all."""
-        self.runs += 1 if rows in (None, self.rows) else rows / self.rows
-        self.starts += 1
+    def count(self, rows: int | None = None, runs: float = 1) -> None:
+        """Note runs of a whole network, or a share of one, on so many rows; None means all."""
+        self.runs += runs if rows in (None, self.rows) else runs * rows / self.rows
+        self.starts += math.ceil(runs)
 
     def fed(self, graph: ir.Model, rows: Rows = _ALL) -> dict[str, np.ndarray]:
         """The rows (or some of them) as a graph takes them, by name of its inputs."""
