@@ -73,7 +73,7 @@ def test_a_fault_that_the_first_rows_do_not_show_is_repaired() -> None:
     first = work.on(slice(0, 2))
     assert first.error(first.output(work.target)) == 0
     mended = Replay().mend(work)
-    assert [p.evidence["fault"] for p in mended.patches] == ["attribute"]
+    assert [p.evidence["target_node"] for p in mended.patches] == ["clip"]
     assert work.error(work.output(mended.graph)) <= 1e-6
     assert work.runs > 3
 
