@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 import time
+from itertools import pairwise
 
 from _common import Row, finish, median_interval, parser, progress
 
@@ -30,7 +31,7 @@ def main() -> int:
 
     names = [f"v{i}" for i in range(NODES + 1)]
     ends = [helper.make_tensor_value_info(n, TensorProto.FLOAT, [1, 16]) for n in (names[0], names[-1])]
-    nodes = [helper.make_node("Relu", [a], [b]) for a, b in zip(names, names[1:], strict=False)]
+    nodes = [helper.make_node("Relu", [a], [b]) for a, b in pairwise(names)]
     proto = helper.make_model(helper.make_graph(nodes, "chain", ends[:1], ends[1:]))
     onnx.checker.check_model(proto)
     model = Model.from_proto(proto, "chain")

@@ -60,9 +60,7 @@ def make(model: Model, signature: Signature, options: EngineOptions, isa: str, t
     return assembled(network, choose(network, options_found), signature, context, options.policy)
 
 
-def prepared(
-    model: Model, *, batch: int = 1, without: Sequence[str] = (), rounding: str = "auto"
-) -> Network:
+def prepared(model: Model, *, batch: int = 1, without: Sequence[str] = (), rounding: str = "auto") -> Network:
     """The lowered network after the engine's passes.
 
     Args:
