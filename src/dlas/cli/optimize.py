@@ -38,7 +38,8 @@ def optimize(
         bool, typer.Option("--exact", help="Leave out kernels that differ by more than rounding (winograd).")
     ] = False,
     plugin: Annotated[
-        list[Path] | None, typer.Option(help="Shared object with layers of your own; loading it runs its code.")
+        list[Path] | None,
+        typer.Option(help="Shared object with layers of your own; loading it runs its code."),
     ] = None,
     output: Annotated[Path | None, typer.Option("-o", "--output", help="Plan file to write (JSON).")] = None,
     force: Annotated[bool, typer.Option("--force", help="Overwrite the output.")] = False,
