@@ -68,7 +68,7 @@ def test_a_conversion_is_repaired_and_the_log_goes_both_ways(run: Callable, plac
     before = _files(place)
     code, out, err = run(*GIVEN)
     assert (code, out) == (0, "")
-    assert "sweep 1 of" in err  # from the worker, while it works
+    assert "walk through" in err  # from the worker, while it works
     assert "repaired: on 20 held-out samples" in err
     assert "wrote fixed.onnx and fixed.onnx.patches.json" in err
     after = _files(place)
