@@ -62,9 +62,11 @@ class ResNet(Architecture):
 
     @classmethod
     def options_from(cls, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
-        """The number of classes is the number of rows of the last layer."""
+        """The number of classes is the number of rows of the last layer, the depth follows from the first stage."""
         rows = shapes.get("fc.bias", ())
-        return {"classes": rows[0]} if len(rows) == 1 and rows[0] >= 2 else {}
+        found = {"classes": rows[0]} if len(rows) == 1 and rows[0] >= 2 else {}
+        first = sum(f"layer1.{block}.conv1.weight" in shapes for block in range(4))
+        return {**found, "depth": 18 if first == _BLOCKS[18][0] else 34}
 
 
 def _network(blocks: tuple[int, ...], classes: int) -> nn.Module:
