@@ -44,7 +44,10 @@ def need_native() -> ModuleType:
 
 def missing_native() -> str:
     """What is missing for native kernels, or an empty string."""
-    return "" if native() is not None else f"not built: {_HINT}"
+    module = native()
+    if module is None:
+        return f"not built: {_HINT}"
+    return "" if module.isa_levels() else "this processor has none of the instruction sets they are built for"
 
 
 def isa_levels() -> list[str]:
