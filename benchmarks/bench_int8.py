@@ -22,7 +22,7 @@ from dlas.kernels.kernel import Context, Node, Operand, kernels
 from dlas.kernels.single import Bench
 from dlas.runtime.engine.lower import lower
 from dlas.runtime.engine.passes import run_passes
-from dlas.runtime.engine.program import Program
+from dlas.runtime.engine.program import Bound, Program
 from dlas.runtime.engine.quantized import lower_quantized
 from dlas.runtime.engine.select import candidates, choose
 
@@ -88,7 +88,7 @@ def network(name: str, path: Path, rounds: int) -> Row:
     theirs.invoke()
     expected = theirs.get_tensor(theirs.get_output_details()[0]["index"])
     y = np.empty(expected.shape, expected.dtype)
-    program.bind([x], [y])
+    program.bind(Bound([x], [y]))
     program.run()
     if not np.array_equal(y, expected):
         raise SystemExit(f"{name}: {int((y != expected).sum())} of {y.size} outputs differ from LiteRT's")

@@ -11,7 +11,7 @@ from dlas.kernels.kernel import Context, Node, Operand
 from dlas.kernels.reference import quantized
 from dlas.kernels.reference.requantize import Requantization
 from dlas.runtime.engine.network import Call, Network
-from dlas.runtime.engine.program import Program
+from dlas.runtime.engine.program import Bound, Program
 from dlas.runtime.engine.quantized import lower_quantized
 from dlas.runtime.engine.select import candidates, choose
 
@@ -81,7 +81,7 @@ def run(network: Network, x: np.ndarray) -> np.ndarray:
     program = Program(network, choose(network, candidates(network, context, [], exact=True)), context)
     (operand,) = network.outputs.values()
     y = np.empty(operand.shape, operand.dtype)
-    program.bind([x], [y])
+    program.bind(Bound([x], [y]))
     program.run()
     return y
 

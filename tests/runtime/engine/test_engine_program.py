@@ -113,6 +113,25 @@ def test_a_second_run_is_not_changed_by_the_first():
     np.testing.assert_array_equal(executable.run(a)["y"], first)
 
 
+def test_a_runner_keeps_its_own_arrays_whatever_runs_between():
+    executable = engine(residual())
+    a, b = executable.signature.random_inputs(1), executable.signature.random_inputs(2)
+    once = executable.runner(a)
+    once()
+    own = executable.program.bound.outputs[0]
+    right = own.copy()
+    given = executable.run(b)["y"]
+    kept = given.copy()
+    own[...] = 0
+    once()
+    np.testing.assert_array_equal(given, kept)  # the caller's array is not written again
+    np.testing.assert_array_equal(own, right)
+    del executable
+    own[...] = 0
+    once()
+    np.testing.assert_array_equal(own, right)
+
+
 def test_what_no_kernel_knows_goes_to_another_engine_and_is_told():
     nodes = [
         helper.make_node("Relu", ["x"], ["a"], "relu"),

@@ -11,7 +11,7 @@ from dlas.kernels.kernel import Node
 from dlas.runtime.artifact import Signature, SignedExecutable
 from dlas.runtime.backend import LayerTiming
 from dlas.runtime.engine.plan import Plan
-from dlas.runtime.engine.program import Program, Step
+from dlas.runtime.engine.program import Bound, Program, Step
 
 
 class EngineExecutable(SignedExecutable):
@@ -30,8 +30,14 @@ class EngineExecutable(SignedExecutable):
     def runner(self, inputs: Mapping[str, np.ndarray]) -> Callable[[], object]:
         """One inference from these arrays into buffers of its own, nothing else."""
         self._check(inputs)
-        self._bound = self._bind(inputs)
-        return self.program.run
+        program, bound, run = self.program, self._bind(inputs), self.program.run
+
+        def once() -> None:
+            if program.bound is not bound:  # another run or runner came between
+                program.bind(bound)
+            run()
+
+        return once
 
     def profile(self, inputs: Mapping[str, np.ndarray], repeats: int = 30) -> tuple[LayerTiming, ...]:
         """Median time of every step, with a clock around each."""
@@ -44,12 +50,10 @@ class EngineExecutable(SignedExecutable):
     def times(self, inputs: Mapping[str, np.ndarray], repeats: int = 30) -> np.ndarray:
         """Nanoseconds per run and step, ``(repeats, steps) float64``."""
         self._check(inputs)
-        bound = self._bind(inputs)
+        self._bind(inputs)
         for _ in range(3):
             self.program.run()
-        found = np.array([self.program.step_times() for _ in range(repeats)])
-        del bound
-        return found
+        return np.array([self.program.step_times() for _ in range(repeats)])
 
     def memory(self) -> dict[str, Figure]:
         """The arena, the least it could be, and the weights as the network stores them."""
@@ -72,17 +76,17 @@ class EngineExecutable(SignedExecutable):
         """What runs, in order."""
         return self.program.steps
 
-    def _bind(self, inputs: Mapping[str, np.ndarray]) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    def _bind(self, inputs: Mapping[str, np.ndarray]) -> Bound:
         given = [np.ascontiguousarray(inputs[p.name]) for p in self.signature.inputs]
         wanted = [np.empty(o.shape, o.dtype) for o in self.program.network.outputs.values()]
-        self.program.bind(given, wanted)
-        return given, wanted
+        bound = Bound(given, wanted)
+        self.program.bind(bound)
+        return bound
 
     def _infer(self, inputs: Mapping[str, np.ndarray]) -> Sequence[np.ndarray]:
-        given, wanted = self._bind(inputs)
+        bound = self._bind(inputs)
         self.program.run()
-        del given
-        return wanted
+        return bound.outputs
 
     def _free(self) -> None:
         self.program.close()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -45,6 +45,14 @@ class Step:
     kernel: Kernel | None = None
     form: Form | None = None
     calls: tuple[Call, ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class Bound:
+    """Contiguous arrays that a program reads and writes, in the network's order."""
+
+    inputs: list[np.ndarray]
+    outputs: list[np.ndarray]
 
 
 @dataclass
@@ -156,7 +164,7 @@ class Program:
     Attributes:
         steps: What runs, in order.
         memory: Where the values are.
-        packed_bytes: Constants that kernels were given, as stored in the network.
+        bound: What it reads and writes, None before :meth:`bind`.
     """
 
     def __init__(self, network: Network, choices: Sequence[Choice], context: Context) -> None:
@@ -172,6 +180,7 @@ class Program:
         self.memory = self._plan()
         self._native: Any = need_native().Program(context.pool)
         self._keep: list[Any] = []
+        self.bound: Bound | None = None
         self.labels: list[int] = []  # the step that each native step belongs to
         self._assemble()
 
@@ -389,12 +398,13 @@ class Program:
 
     # --- running -----------------------------------------------------------------------------------
 
-    def bind(self, inputs: Iterable[np.ndarray], outputs: Iterable[np.ndarray]) -> None:
-        """Say where inputs are read and outputs written: contiguous arrays that the caller keeps alive."""
-        for index, array in enumerate(inputs):
+    def bind(self, arrays: Bound) -> None:
+        """Say where inputs are read and outputs written from now on."""
+        for index, array in enumerate(arrays.inputs):
             self._native.bind_input(index, array)
-        for index, array in enumerate(outputs):
+        for index, array in enumerate(arrays.outputs):
             self._native.bind_output(index, array)
+        self.bound = arrays  # the native side holds addresses only
 
     @property
     def run(self) -> Callable[[], None]:
