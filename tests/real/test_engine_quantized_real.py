@@ -12,7 +12,7 @@ from dlas.kernels.extension import native
 from dlas.kernels.kernel import Context
 from dlas.runtime.engine.lower import lower
 from dlas.runtime.engine.passes import run_passes
-from dlas.runtime.engine.program import Program
+from dlas.runtime.engine.program import Bound, Program
 from dlas.runtime.engine.quantized import lower_quantized
 from dlas.runtime.engine.select import candidates, choose
 
@@ -57,6 +57,6 @@ def test_bytes_equal_litert(name: str, rounding: str, data_folder: Path):
         theirs.invoke()
         expected = theirs.get_tensor(theirs.get_output_details()[0]["index"])
         found = np.empty(expected.shape, expected.dtype)
-        program.bind([x], [found])
+        program.bind(Bound([x], [found]))
         program.run()
         np.testing.assert_array_equal(found, expected)

@@ -69,7 +69,7 @@ def padded_convolution(bias_scale: float = 1.0) -> tuple[Network, np.ndarray, np
     inputs = {"pq/real": frame, "w/real": Operand(w.shape), "b/real": Operand((20,))}
     y = b.add("Conv", inputs, "c", Operand((1, 20, 4, 4)), **WINDOW)
     limits = {"low": Operand.of(np.float32(0)), "high": Operand.of(np.float32(6))}
-    y = b.add("Clip", {"c": y} | limits, "r", y, low=0.0, high=6.0)
+    y = b.add("Clip", {"c": y} | limits, "r", y)
     out = b.quantize("r", y, "y", 0.05, -3)
     network = Network("n", tuple(b.calls), {"x": Operand((1, 8, 8, 5), "int8")}, {"y": out})
     x = rng.integers(-128, 128, (1, 8, 8, 5)).astype(np.int8)

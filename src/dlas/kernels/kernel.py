@@ -7,6 +7,7 @@ lines around a native layer of the same name; a layer in plain Python writes ``c
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -40,6 +41,11 @@ class Operand:
     def of(cls, array: np.ndarray) -> Operand:
         """A constant."""
         return cls(tuple(array.shape), array.dtype.name, array)
+
+    @property
+    def nbytes(self) -> int:
+        """Size in bytes, in ONNX order."""
+        return math.prod(self.shape) * np.dtype(self.dtype).itemsize
 
     @property
     def is_feature_map(self) -> bool:

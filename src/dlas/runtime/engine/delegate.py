@@ -34,7 +34,8 @@ def as_model(calls: Sequence[Call], network: Network) -> Model:
     outside = {name for call in network.calls if id(call) not in inside for name in call.reads}
     read = list(dict.fromkeys(name for call in calls for name in call.reads if name not in made))
     values: dict[str, ir.Value] = {}
-    graph_inputs = [_value(name, network.operand(name), values) for name in read]
+    operands = network.operands
+    graph_inputs = [_value(name, operands[name], values) for name in read]
     nodes: list[ir.Node] = []
     initializers: list[ir.Value] = []
     for call in calls:
@@ -89,8 +90,7 @@ def _nodes(call: Call, values: dict[str, ir.Value], initializers: list[ir.Value]
         chain.append(ir.Node("", "Sigmoid", inputs))
         chain.append(ir.Node("", "Mul", [inputs[0], last()]))
     else:
-        for key in ("low", "high", "omitted"):
-            given.pop(key, None)
+        given.pop("omitted", None)
         if call.node.op in ("Conv", "ConvTranspose", "MaxPool", "AveragePool"):
             given.pop("auto_pad", None)
         while inputs and inputs[-1] is None:

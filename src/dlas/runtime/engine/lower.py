@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
@@ -16,10 +15,6 @@ from dlas.kernels.kernel import Node, Operand
 from dlas.runtime.engine.network import Call, Network
 
 _WINDOWS = {"Conv", "ConvTranspose", "MaxPool", "AveragePool", "LpPool"}
-_INPUTS_AS_ATTRIBUTES = {
-    # inputs that shape a node: kernels read them as attributes when they are constant
-    "Clip": {1: "low", 2: "high"},
-}
 
 
 def lower(model: Model, *, batch: int = 1, fold_pads: bool = True) -> Network:
@@ -115,10 +110,6 @@ def _attributes(
             )
     if node.op_type in _WINDOWS:
         found |= _window(node.op_type, found, inputs, outputs)
-    for index, name in _INPUTS_AS_ATTRIBUTES.get(node.op_type, {}).items():
-        operand = inputs[index] if index < len(inputs) else None
-        if operand is not None and operand.constant is not None:
-            found[name] = float(operand.constant)
     return found
 
 
@@ -153,8 +144,3 @@ def _window(
     if op in ("Conv", "ConvTranspose"):
         found["group"] = int(given.get("group", 1))
     return found
-
-
-def bytes_of(operand: Operand) -> int:
-    """Size of a tensor in bytes."""
-    return math.prod(operand.shape) * np.dtype(operand.dtype).itemsize

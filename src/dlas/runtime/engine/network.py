@@ -73,12 +73,13 @@ class Network:
         """Place of the call that makes each value."""
         return {name: place for place, call in enumerate(self.calls) for name in call.outputs}
 
-    def operand(self, name: str) -> Operand:
-        """Shape and dtype of a value."""
-        if name in self.inputs:
-            return self.inputs[name]
-        call = self.calls[self.makers[name]]
-        return call.node.outputs[call.outputs.index(name)]
+    @property
+    def operands(self) -> dict[str, Operand]:
+        """Shape and dtype of every value."""
+        found = dict(self.inputs)
+        for call in self.calls:
+            found.update(zip(call.outputs, call.node.outputs, strict=True))
+        return found
 
     def with_calls(self, calls: Iterable[Call]) -> Network:
         """The same network with other calls."""

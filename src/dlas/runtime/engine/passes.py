@@ -316,7 +316,10 @@ def activation_of(node: Node) -> dict[str, float] | None:
     if node.op == "Clip":
         if any(o is not None and o.constant is None for o in node.inputs[1:]):
             return None
-        low, high = float(node.attributes.get("low", -np.inf)), float(node.attributes.get("high", np.inf))
+        low, high = (
+            bound if given is None else float(given)
+            for bound, given in ((-np.inf, node.constant(1)), (np.inf, node.constant(2)))
+        )
         low, high = max(low, float(np.finfo(np.float32).min)), min(high, float(np.finfo(np.float32).max))
     elif node.op == "LeakyRelu":
         low = float(node.attributes.get("alpha", 0.01))

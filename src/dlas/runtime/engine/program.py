@@ -69,18 +69,17 @@ def schedule(network: Network, choices: Sequence[Choice]) -> tuple[list[Step], d
     steps: list[Step] = []
     alias: dict[str, str] = {}
     have: dict[str, list[Layout]] = {name: [Layout.PLAIN] for name in network.inputs}
-    operands = dict(network.inputs)
+    operands = network.operands
 
     def bring(name: str, layout: Layout) -> None:
         if layout in have[name]:
             return
-        steps.append(_reorder(name, operands[name], have[name][0], layout))
+        steps.append(_reorder(operands[name], (name, have[name][0]), (name, layout)))
         have[name].append(layout)
 
     place = 0
     while place < len(network.calls):
         call, choice = network.calls[place], choices[place]
-        operands.update(zip(call.outputs, call.node.outputs, strict=True))
         if call.is_alias:
             bring(call.reads[0], Layout.PLAIN)
             alias[call.outputs[0]] = call.reads[0]
@@ -90,7 +89,6 @@ def schedule(network: Network, choices: Sequence[Choice]) -> tuple[list[Step], d
         if choice.kernel is None:
             end = place
             while end < len(choices) and choices[end].name == choice.name and choices[end].kernel is None:
-                operands.update(zip(network.calls[end].outputs, network.calls[end].node.outputs, strict=True))
                 end += 1
             part = network.calls[place:end]
             made = {n for c in part for n in c.outputs}
@@ -146,11 +144,11 @@ def _wanted(network: Network, part: Sequence[Call]) -> list[str]:
     return [n for c in part for n in c.outputs if n in outside]
 
 
-def _reorder(name: str, operand: Operand, source: Layout, target: Layout) -> Step:
-    node = Node("Reorder", f"{name} to {target}", {}, (operand,), (operand,))
-    form = Form((source,), (target,))
-    kernel = kernels.get("reorder")()
-    return Step(node.name, "Reorder", "reorder", ((name, source),), ((name, target),), node, kernel, form)
+def _reorder(operand: Operand, source: Key, target: Key) -> Step:
+    name = f"{source[0]} to {target[1]}" if source[0] == target[0] else f"copy {source[0]}"
+    node = Node("Reorder", name, {}, (operand,), (operand,))
+    form = Form((source[1],), (target[1],))
+    return Step(name, "Reorder", "reorder", (source,), (target,), node, kernels.get("reorder")(), form)
 
 
 class Program:
@@ -169,7 +167,6 @@ class Program:
 
     def __init__(self, network: Network, choices: Sequence[Choice], context: Context) -> None:
         self.network = network
-        self.choices = list(choices)
         self._context = context
         self.steps, self._alias = schedule(network, choices)
         self._add_output_copies()
@@ -191,35 +188,21 @@ class Program:
             name = self._alias[name]
         return name
 
-    def _operands(self) -> dict[str, Operand]:
-        found = dict(self.network.inputs)
-        for call in self.network.calls:
-            found.update(zip(call.outputs, call.node.outputs, strict=True))
-        return found
-
     def _add_output_copies(self) -> None:
         """An output that is an input, or shares memory with another output, is copied into its own."""
         taken: set[str] = set(self.network.inputs)
-        operands = self._operands()
+        operands = self.network.operands
         self._output_of: dict[str, int] = {}
         for index, name in enumerate(self.network.outputs):
             root = self._root(name)
             if root in taken:
-                copy = f"{name}/output {index}"
-                source, target = operands[name], operands[name]
-                node = Node("Reorder", f"copy {name}", {}, (source,), (target,))
-                key, result = (name, Layout.PLAIN), (copy, Layout.PLAIN)
-                form = Form((Layout.PLAIN,), (Layout.PLAIN,))
-                kernel = kernels.get("reorder")()
-                self.steps.append(
-                    Step(node.name, "Reorder", "reorder", (key,), (result,), node, kernel, form)
-                )
-                root = copy
+                root = f"{name}/output {index}"
+                self.steps.append(_reorder(operands[name], (name, Layout.PLAIN), (root, Layout.PLAIN)))
             taken.add(root)
             self._output_of[root] = index
 
     def _find_buffers(self) -> None:
-        operands = self._operands()
+        operands = self.network.operands
         halos: dict[Key, Halo] = {}
         fills: dict[Key, int] = {}
         for step in self.steps:

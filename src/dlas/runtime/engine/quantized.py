@@ -384,7 +384,7 @@ def _bounds_of(node: Node) -> tuple[float | None, float | None] | None:
     if node.op == "Relu":
         return 0.0, None
     if node.op == "Clip" and all(o is None or o.constant is not None for o in node.inputs[1:]):
-        low, high = node.attributes.get("low"), node.attributes.get("high")
+        low, high = (None if b is None else float(b) for b in (node.constant(1), node.constant(2)))
         return low, high
     return None
 

@@ -8,7 +8,7 @@ costs, once per value and layout. With at most ``BEAM`` states at a time that is
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from dlas.core.errors import OptionError, UnknownNameError, UnsupportedError
@@ -208,7 +208,7 @@ def choose(network: Network, options: Sequence[Sequence[Choice]]) -> list[Choice
     last = {name: places[-1] for name, places in network.readers.items()}
     for name in network.outputs:
         last[name] = len(network.calls)
-    bytes_of = _sizes(network)
+    operands = network.operands
     states: dict[frozenset[tuple[str, Layout]], _State] = {
         frozenset((name, Layout.PLAIN) for name in network.inputs): _State(0.0, ())
     }
@@ -219,7 +219,7 @@ def choose(network: Network, options: Sequence[Sequence[Choice]]) -> list[Choice
                 seconds, made = state.seconds + choice.seconds, set(have)
                 for value, layout in _needs(call, choice):
                     if (value, layout) not in made:
-                        seconds += _REORDER_OVERHEAD_S + _REORDER_S_PER_BYTE * bytes_of[value]
+                        seconds += _REORDER_OVERHEAD_S + _REORDER_S_PER_BYTE * operands[value].nbytes
                         made.add((value, layout))
                 made.update(zip(call.outputs, choice.form.outputs, strict=True))
                 alive = frozenset(pair for pair in made if last.get(pair[0], -1) > place)
@@ -231,7 +231,9 @@ def choose(network: Network, options: Sequence[Sequence[Choice]]) -> list[Choice
         (
             state.seconds
             + sum(
-                _REORDER_S_PER_BYTE * bytes_of[n] for n in network.outputs if (n, Layout.PLAIN) not in have
+                _REORDER_S_PER_BYTE * operands[n].nbytes
+                for n in network.outputs
+                if (n, Layout.PLAIN) not in have
             ),
             state.picks,
         )
@@ -247,12 +249,3 @@ def _needs(call: Call, choice: Choice) -> list[tuple[str, Layout]]:
         if operand is not None and operand.constant is None:
             found.append((name, layout))
     return found
-
-
-def _sizes(network: Network) -> Mapping[str, int]:
-    from dlas.runtime.engine.lower import bytes_of
-
-    sizes = {name: bytes_of(operand) for name, operand in network.inputs.items()}
-    for call in network.calls:
-        sizes.update((name, bytes_of(o)) for name, o in zip(call.outputs, call.node.outputs, strict=True))
-    return sizes
