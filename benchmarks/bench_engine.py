@@ -41,6 +41,7 @@ GOALS = {
 }
 BLOCK_S = 0.02
 BLOCKS = 15
+PAUSE_S = 0.02  # the threads of the engine before spin on for a while, on the processors of the one whose turn it is
 
 
 def main() -> int:
@@ -146,7 +147,10 @@ def measured(name: str, threads: int) -> dict[str, list[float]] | None:
         counts[engine] = max(1, round(BLOCK_S / max(clock() - start, 1e-6)))
     for _ in range(BLOCKS * (1 if threads == 1 else 3)):
         for engine, run in runners.items():
-            run()
+            if threads > 1:
+                time.sleep(PAUSE_S)
+            for _ in range(1 + counts[engine] // 4):
+                run()
             start = clock()
             for _ in range(counts[engine]):
                 run()

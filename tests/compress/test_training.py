@@ -350,3 +350,63 @@ def test_wrong_interval(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, seconds
     monkeypatch.setenv("DLAS_CHECKPOINT_SECONDS", seconds)
     with pytest.raises(OptionError, match="DLAS_CHECKPOINT_SECONDS"):
         fine_tune(network(), bars(), epochs=1, checkpoint=tmp_path / "c")
+
+
+def test_frozen_weights_stay_to_the_bit_and_learn_again_afterwards() -> None:
+    from dlas.data.preprocess import prepare
+    from dlas.graph.torch_module import to_torch
+
+    model, data = network(), bars()
+    module = to_torch(model)
+    kept = module.weights()["conv.weight"]
+    before = kept.detach().clone()
+    schedule = Schedule(2, 0.1, batch_size=16, threads=1)
+    train(module, prepare(data, model), data.labels, schedule, frozen=[kept])
+    assert torch.equal(kept, before)
+    assert not np.array_equal(
+        module.weights()["linear.weight"].detach(), model.initializers()["linear.weight"]
+    )
+    assert kept.requires_grad
+
+
+def test_each_step_is_announced_and_a_loss_may_differentiate_by_the_inputs() -> None:
+    from dlas.data.preprocess import prepare
+    from dlas.graph.torch_module import to_torch
+
+    model, data = network(), bars()
+    told: list[float] = []
+    norms: list[float] = []
+
+    def loss(outputs, labels, inputs):
+        (gradient,) = torch.autograd.grad(outputs.sum(), inputs, create_graph=True)
+        norms.append(float(gradient.detach().norm()))
+        return torch.nn.functional.cross_entropy(outputs, labels) + gradient.square().mean()
+
+    schedule = Schedule(2, 0.1, batch_size=32, threads=1, precision="float32")
+    arrays = prepare(data, model), data.labels
+    train(to_torch(model), *arrays, schedule, loss=loss, each_step=told.append, input_gradients=True)
+    assert told == pytest.approx([i / 6 for i in range(6)])
+    assert min(norms) > 0
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_precision_of_products_leaves_float32_weights(precision: str) -> None:
+    from dlas.data.preprocess import prepare
+    from dlas.graph.torch_module import to_torch
+
+    model, data = network(), bars()
+    module = to_torch(model)
+    seen = set()
+    module.on_value("c", lambda c: (seen.add(str(c.dtype)), c)[1])
+    schedule = Schedule(6, 0.1, batch_size=16, threads=1, precision=precision)
+    train(module, prepare(data, model), data.labels, schedule)
+    assert seen == {f"torch.{precision}"}
+    assert {w.dtype for w in module.parameters()} == {torch.float32}
+    with torch.no_grad():
+        answers = module(torch.from_numpy(prepare(data, model))).argmax(1).numpy()
+    assert (answers == data.labels).all()
+
+
+def test_an_unknown_precision_is_refused() -> None:
+    with pytest.raises(OptionError, match="bfloat16"):
+        Schedule(1, 0.1, precision="int8")

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dlas.compress.checkpoint import Checkpoint, next_checkpoint
+from dlas.core.environment import cpu_flags
 from dlas.core.errors import DataError, DlasError, OptionError
 from dlas.core.provenance import made_with
 from dlas.data.dataset import Dataset
@@ -34,7 +35,11 @@ Progress = Callable[[float, str], None]
 LossHook = Callable[[Any, Any, Any], Any]
 """Called with (outputs, labels, inputs) of a batch, as tensors; returns the loss to descend."""
 
+StepHook = Callable[[float], None]
+"""Called before each step with the fraction of the steps done (0 .. below 1): for what changes as training goes on."""
+
 AUGMENTATIONS = ("none", "flip", "shift", "flip-shift")
+PRECISIONS = ("auto", "float32", "bfloat16")
 
 
 @dataclass(frozen=True)
@@ -52,6 +57,8 @@ class Schedule:
             for ``(N, C, H, W)`` inputs.
         clip_norm: Largest norm of the gradient of one step.
         threads: Threads of torch; the result is repeatable for one number of threads.
+        precision: Of products and convolutions; weights, their updates and statistics stay float32. ``auto`` is
+            bfloat16 where the processor multiplies it, else float32. A loss that differentiates twice needs float32.
     """
 
     epochs: int
@@ -63,6 +70,7 @@ class Schedule:
     augment: str = "none"
     clip_norm: float = 1.0
     threads: int = 2
+    precision: str = "auto"
 
     def __post_init__(self) -> None:
         for name, low in (("epochs", 1), ("batch_size", 1), ("threads", 1)):
@@ -77,6 +85,14 @@ class Schedule:
             raise OptionError("training: weight_decay", self.weight_decay, "a number >= 0")
         if self.augment not in AUGMENTATIONS:
             raise OptionError("training: augment", self.augment, "one of " + ", ".join(AUGMENTATIONS))
+        if self.precision not in PRECISIONS:
+            raise OptionError("training: precision", self.precision, "one of " + ", ".join(PRECISIONS))
+
+    @property
+    def narrow(self) -> bool:
+        """Whether products are computed in bfloat16 on this machine."""
+        native = {"avx512_bf16", "amx_bf16", "bf16"} & set(cpu_flags())
+        return self.precision == "bfloat16" or (self.precision == "auto" and bool(native))
 
 
 def fine_tune(
@@ -162,6 +178,9 @@ def train(
     *,
     masks: Mapping[torch.Tensor, np.ndarray] | None = None,
     loss: LossHook | None = None,
+    frozen: Collection[torch.Tensor] = (),
+    each_step: StepHook | None = None,
+    input_gradients: bool = False,
     progress: Progress | None = None,
     checkpoint: Path | None = None,
 ) -> list[float]:
@@ -175,6 +194,9 @@ def train(
         masks: Parameter to an array of its shape; zeros are kept at zero.
         loss: Loss in place of the cross-entropy; to be resumed it must depend on nothing that training changes but
             the weights.
+        frozen: Parameters that stay as they are; where all that a layer reads is frozen, no gradient is computed.
+        each_step: Told how far training is before each step.
+        input_gradients: Whether the loss differentiates by the inputs of the batch.
         progress: Told how far it is, and where it was resumed.
         checkpoint: File to save the state in now and then, and to go on from after a kill: with the same number of
             threads the weights are those of a run that was never stopped. The caller removes it once the result is
@@ -190,13 +212,18 @@ def train(
         raise DataError(f"{len(inputs)} inputs but {len(labels)} labels")
     place = checkpoint or next_checkpoint()
     with _repeatable(schedule.threads, schedule.seed):
-        run = _Run(module, inputs, labels, schedule, masks or {}, loss)
-        saved = Checkpoint(place, run.identity()) if place is not None else None
+        thawed = [p for p in frozen if p.requires_grad]
+        for parameter in thawed:
+            parameter.requires_grad_(False)
         module.train()
         try:
+            run = _Run(module, inputs, labels, schedule, masks or {}, loss, each_step, input_gradients)
+            saved = Checkpoint(place, run.identity()) if place is not None else None
             return run.to_the_end(saved, progress or (lambda fraction, text: None))
         finally:
             module.eval()
+            for parameter in thawed:
+                parameter.requires_grad_(True)
 
 
 class _Run:
@@ -210,10 +237,13 @@ class _Run:
         schedule: Schedule,
         masks: Mapping[torch.Tensor, np.ndarray],
         loss: LossHook | None,
+        each_step: StepHook | None,
+        input_gradients: bool,
     ) -> None:
         import torch
 
         self.module, self.inputs, self.labels, self.schedule = module, inputs, labels, schedule
+        self.each_step, self.input_gradients = each_step, input_gradients
         self.kept = [(p, torch.from_numpy(np.asarray(m) != 0)) for p, m in masks.items()]
         self.loss = loss or _cross_entropy
         self.optimizer = _optimizer(module, schedule)
@@ -256,9 +286,15 @@ class _Run:
         rows = self.order[start : start + schedule.batch_size]
         for group in self.optimizer.param_groups:
             group["lr"] = schedule.lr * _factor(self.done, self.steps)
+        if self.each_step is not None:
+            self.each_step(self.done / self.steps)
         x = torch.from_numpy(_augmented(self.random, self.inputs[rows], schedule.augment))
+        if x.dim() == 4:  # convolutions run a quarter faster
+            x = x.contiguous(memory_format=torch.channels_last)
+        x.requires_grad_(self.input_gradients)
         y = torch.from_numpy(self.labels[rows])
-        answer = self.module(x)
+        with torch.autocast("cpu", torch.bfloat16, enabled=schedule.narrow):
+            answer = self.module(x)
         value = self.loss(answer[0] if isinstance(answer, tuple) else answer, y, x)
         self.done += 1
         if not math.isfinite(value.item()):
@@ -279,7 +315,8 @@ class _Run:
         """Hash of everything the result depends on, apart from what a loss of the caller looks at."""
         digest = hashlib.sha256()
         loss = getattr(self.loss, "__qualname__", type(self.loss).__name__)
-        facts = [asdict(self.schedule), loss, made_with()]
+        learned = [name for name, p in self.module.named_parameters() if p.requires_grad]
+        facts = [asdict(self.schedule), loss, learned, self.input_gradients, made_with()]
         digest.update(json.dumps(facts, sort_keys=True).encode())
         tensors = {**self.tensors(), **{f"mask {i}": mask for i, (_, mask) in enumerate(self.kept)}}
         arrays = {name: t.detach().numpy() for name, t in tensors.items()}
@@ -324,8 +361,9 @@ class _Run:
 def _optimizer(module: nn.Module, schedule: Schedule) -> torch.optim.SGD:
     import torch
 
-    decayed = [p for p in module.parameters() if p.dim() > 1]
-    plain = [p for p in module.parameters() if p.dim() <= 1]
+    learned = [p for p in module.parameters() if p.requires_grad]
+    decayed = [p for p in learned if p.dim() > 1]
+    plain = [p for p in learned if p.dim() <= 1]
     if not decayed and not plain:
         raise DlasError(
             "the network has no weights to train", "quantised weights are fixed: train before quantising"

@@ -223,6 +223,7 @@ def _plan(graph: ir.Graph, constants: dict[str, np.ndarray], built: list[Any]) -
         outputs=list(zip(results, whole, strict=True)),
         constants={n: a for n, a in constants.items() if n in live or n in graph.initializers},
         slots={n: slots[n] for n in live},
+        values={n: s for n, s in slots.items() if n not in constants},
         learned=learned,
     )
 

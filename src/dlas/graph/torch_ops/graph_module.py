@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -10,8 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dlas.core.errors import ModelError, UnsupportedError
+from dlas.core.errors import ModelError, UnknownNameError, UnsupportedError
 from dlas.graph.torch_ops.table import held
+
+Change = Callable[[Tensor], Tensor]
+"""What is put in the place of a tensor; an ``nn.Module`` brings its own parameters."""
 
 # What torch and the calls raise where inputs do not fit an operator.
 _FAULTS = (RuntimeError, ValueError, IndexError, TypeError, AttributeError, AssertionError, ZeroDivisionError)
@@ -38,6 +42,7 @@ class Plan:
         outputs: Slots of the outputs, and the dtype of those that hold integers.
         constants: Name to array of everything stored.
         slots: Name to slot of those constants that are read while the graph runs.
+        values: Name to slot of the inputs and of everything the calls write.
         learned: Names of the constants that training may change.
     """
 
@@ -46,6 +51,7 @@ class Plan:
     outputs: list[tuple[int, torch.dtype | None]]
     constants: dict[str, np.ndarray]
     slots: dict[str, int]
+    values: dict[str, int]
     learned: set[str]
 
     @property
@@ -67,6 +73,9 @@ class GraphModule(nn.Module):
             tensor = held(array, name)
             self._places[name] = _attach(self, name, nn.Parameter(tensor) if name in plan.learned else tensor)
         self._loads = [(slot, *self._places[name]) for name, slot in plan.slots.items()]
+        self._slots = {"weight": plan.slots, "value": plan.values}
+        self._changes: dict[int, Change] = {}
+        self.changes = nn.ModuleDict()
         self.eval()
 
     def train(self, mode: bool = True) -> GraphModule:
@@ -80,6 +89,67 @@ class GraphModule(nn.Module):
         """Every stored tensor under its name in the graph."""
         return {name: getattr(holder, leaf) for name, (holder, leaf) in self._places.items()}
 
+    def on_weight(self, name: str, change: Change) -> Callable[[], None]:
+        """Read ``change(w)`` wherever the graph reads the stored tensor ``name``; the tensor itself stays.
+
+        Gradients pass through ``change``; parameters of one that is an ``nn.Module`` are the module's as well.
+
+        Returns:
+            What takes it away again.
+
+        Raises:
+            UnknownNameError: The graph reads no such tensor while it runs.
+            ModelError: It is changed already.
+        """
+        return self._put("weight", name, change)
+
+    def on_value(self, name: str, change: Change) -> Callable[[], None]:
+        """Hand on ``change(x)`` in the place of the input or intermediate value ``name``; see :meth:`on_weight`."""
+        return self._put("value", name, change)
+
+    def _put(self, kind: str, name: str, change: Change) -> Callable[[], None]:
+        slots = self._slots[kind]
+        if name not in slots:
+            raise UnknownNameError(kind, name, slots)
+        slot = slots[name]
+        if slot in self._changes:
+            raise ModelError(f"the {kind} {name!r} is changed twice", "combine both into one")
+        self._changes[slot] = change
+        key = f"{kind}-{slot}"
+        if isinstance(change, nn.Module):
+            self.changes[key] = change
+
+        def remove() -> None:
+            del self._changes[slot]
+            if key in self.changes:
+                del self.changes[key]
+
+        return remove
+
+    @contextmanager
+    def kept(self, names: Iterable[str]) -> Iterator[dict[str, Tensor]]:
+        """Keep values of the latest run, by name, with their gradients where one flows through them.
+
+        Values that :meth:`on_value` changes are kept as they are handed on.
+        """
+        found: dict[str, Tensor] = {}
+        before: dict[int, Change | None] = {}
+        for name in names:
+            slots = self._slots["value"]
+            if name not in slots:
+                raise UnknownNameError("value", name, slots)
+            slot = slots[name]
+            before[slot] = self._changes.get(slot)
+            self._changes[slot] = _keeping(found, name, before[slot])
+        try:
+            yield found
+        finally:
+            for slot, change in before.items():
+                if change is None:
+                    del self._changes[slot]
+                else:
+                    self._changes[slot] = change
+
     def wrap_calls(self, wrap: Callable[[int, Callable[..., Any]], Callable[..., Any]]) -> None:
         """Put ``wrap(i, call)`` in the place of the call of the graph's i-th operator, Constants not counted."""
         self._stages = [replace(s, call=wrap(i, s.call)) for i, s in enumerate(self._stages)]
@@ -92,10 +162,12 @@ class GraphModule(nn.Module):
             UnsupportedError: In training mode, that no gradient can reach any weight, and what stops it.
         """
         values: list[Any] = [None] * self._size
+        changes = self._changes
         for slot, tensor in zip(self._inputs, inputs, strict=True):
-            values[slot] = tensor
+            values[slot] = changes[slot](tensor) if slot in changes else tensor
         for slot, holder, leaf in self._loads:
-            values[slot] = getattr(holder, leaf)
+            tensor = getattr(holder, leaf)
+            values[slot] = changes[slot](tensor) if slot in changes else tensor
         learning = self.training and torch.is_grad_enabled()
         stops: list[str] = []
         label = ""
@@ -106,7 +178,7 @@ class GraphModule(nn.Module):
                 result = stage.call(*read)
                 made = result if type(result) is tuple else (result,)
                 for slot, tensor in zip(stage.writes, made, strict=False):
-                    values[slot] = tensor
+                    values[slot] = changes[slot](tensor) if slot in changes else tensor
                 if learning and _learns(read) and not _learns(made):
                     stops.append(label)
                 for slot in stage.frees:
@@ -120,6 +192,17 @@ class GraphModule(nn.Module):
                 "train the network before it is quantised, or up to an output that can be differentiated",
             )
         return answers[0] if len(answers) == 1 else answers
+
+
+def _keeping(found: dict[str, Tensor], name: str, change: Change | None) -> Change:
+    def keep(tensor: Tensor) -> Tensor:
+        tensor = tensor if change is None else change(tensor)
+        if tensor.requires_grad and not tensor.is_leaf:
+            tensor.retain_grad()
+        found[name] = tensor
+        return tensor
+
+    return keep
 
 
 def _learns(tensors: Any) -> bool:
