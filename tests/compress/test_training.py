@@ -363,9 +363,7 @@ def test_frozen_weights_stay_to_the_bit_and_learn_again_afterwards() -> None:
     schedule = Schedule(2, 0.1, batch_size=16, threads=1)
     train(module, prepare(data, model), data.labels, schedule, frozen=[kept])
     assert torch.equal(kept, before)
-    assert not np.array_equal(
-        module.weights()["linear.weight"].detach(), model.initializers()["linear.weight"]
-    )
+    assert not np.array_equal(module.weights()["linear.weight"].detach(), model.initializers["linear.weight"])
     assert kept.requires_grad
 
 
