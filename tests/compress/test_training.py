@@ -408,3 +408,25 @@ def test_precision_of_products_leaves_float32_weights(precision: str) -> None:
 def test_an_unknown_precision_is_refused() -> None:
     with pytest.raises(OptionError, match="bfloat16"):
         Schedule(1, 0.1, precision="int8")
+
+
+def test_without_decay_the_learning_rate_stays() -> None:
+    from dlas.data.preprocess import prepare
+    from dlas.graph.torch_module import to_torch
+
+    model, data = network(), bars()
+    moved: dict[str, list[float]] = {}
+    for decay in ("cosine", "none"):
+        module = to_torch(model)
+        bias = module.weights()["linear.bias"]
+        places: list[float] = []
+        schedule = Schedule(1, 0.01, batch_size=16, momentum=0, weight_decay=0, threads=1, decay=decay)
+        gap = lambda outputs, *_: outputs[:, 0].mean() - outputs[:, 1].mean()  # noqa: E731
+        follow = lambda _, bias=bias, places=places: places.append(float(bias[0]))  # noqa: E731
+        train(module, prepare(data, model), data.labels, schedule, loss=gap, each_step=follow)
+        moved[decay] = [a - b for a, b in zip(places, places[1:], strict=False)]
+    first, *rest = moved["none"]
+    assert rest == pytest.approx([first] * len(rest), rel=0.2)
+    assert moved["cosine"][-1] < 0.5 * moved["cosine"][0]
+    with pytest.raises(OptionError, match="cosine"):
+        Schedule(1, 0.1, decay="linear")

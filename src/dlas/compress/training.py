@@ -1,8 +1,9 @@
 """The one training loop of the package: stochastic gradient descent on cross-entropy, repeatable for a seed.
 
 Used to fine-tune a Model after compression and to train small networks from scratch. Momentum SGD with a cosine
-schedule (Loshchilov and Hutter 2017, arXiv:1608.03983); gradients are clipped by norm, because a graph whose batch
-normalisation is folded has nothing left that would tame a large step.
+schedule (Loshchilov and Hutter 2017, arXiv:1608.03983), or AdamW (the same, 2019, arXiv:1711.05101), without which
+transformers hardly learn; gradients are clipped by norm, because a graph whose batch normalisation is folded has
+nothing left that would tame a large step.
 """
 
 from __future__ import annotations
@@ -40,6 +41,8 @@ StepHook = Callable[[float], None]
 
 AUGMENTATIONS = ("none", "flip", "shift", "flip-shift")
 PRECISIONS = ("auto", "float32", "bfloat16")
+OPTIMIZERS = ("sgd", "adamw")
+DECAYS = ("cosine", "none")
 
 
 @dataclass(frozen=True)
@@ -48,17 +51,19 @@ class Schedule:
 
     Attributes:
         epochs: Passes over the rows.
-        lr: Peak learning rate; it rises over the first 5 % of the steps and falls to zero along a cosine.
+        lr: Peak learning rate; it rises over the first 5 % of the steps and falls to zero along a cosine (``decay``).
         batch_size: Rows per step.
         seed: Seed of order and augmentation.
-        momentum: Momentum of SGD (Nesterov).
-        weight_decay: L2 penalty on weights of two or more dimensions.
+        momentum: Momentum of SGD (Nesterov), or the decay of AdamW's mean of gradients.
+        weight_decay: L2 penalty on weights of two or more dimensions; with AdamW the share of them that is taken off
+            at each step, times the learning rate.
         augment: ``none``, ``flip`` (left-right), ``shift`` (by up to an eighth of the side) or ``flip-shift``;
             for ``(N, C, H, W)`` inputs.
         clip_norm: Largest norm of the gradient of one step.
         threads: Threads of torch; the result is repeatable for one number of threads.
         precision: Of products and convolutions; weights, their updates and statistics stay float32. ``auto`` is
             bfloat16 where the processor multiplies it, else float32. A loss that differentiates twice needs float32.
+        decay: ``cosine``, or ``none`` for a learning rate that stays what it is from the first step on.
     """
 
     epochs: int
@@ -71,6 +76,7 @@ class Schedule:
     clip_norm: float = 1.0
     threads: int = 2
     precision: str = "auto"
+    decay: str = "cosine"
 
     def __post_init__(self) -> None:
         for name, low in (("epochs", 1), ("batch_size", 1), ("threads", 1)):
@@ -87,6 +93,10 @@ class Schedule:
             raise OptionError("training: augment", self.augment, "one of " + ", ".join(AUGMENTATIONS))
         if self.precision not in PRECISIONS:
             raise OptionError("training: precision", self.precision, "one of " + ", ".join(PRECISIONS))
+        if self.optimizer not in OPTIMIZERS:
+            raise OptionError("training: optimizer", self.optimizer, "one of " + ", ".join(OPTIMIZERS))
+        if self.decay not in DECAYS:
+            raise OptionError("training: decay", self.decay, "one of " + ", ".join(DECAYS))
 
     @property
     def narrow(self) -> bool:
@@ -285,7 +295,9 @@ class _Run:
             self.order, self.total = self.random.permutation(len(self.inputs)), 0.0
         rows = self.order[start : start + schedule.batch_size]
         for group in self.optimizer.param_groups:
-            group["lr"] = schedule.lr * _factor(self.done, self.steps)
+            group["lr"] = schedule.lr * (
+                _factor(self.done, self.steps) if schedule.decay == "cosine" else 1.0
+            )
         if self.each_step is not None:
             self.each_step(self.done / self.steps)
         x = torch.from_numpy(_augmented(self.random, self.inputs[rows], schedule.augment))
@@ -358,7 +370,7 @@ class _Run:
         self.done, self.total, self.means = state["done"], state["total"], list(state["means"])
 
 
-def _optimizer(module: nn.Module, schedule: Schedule) -> torch.optim.SGD:
+def _optimizer(module: nn.Module, schedule: Schedule) -> torch.optim.Optimizer:
     import torch
 
     learned = [p for p in module.parameters() if p.requires_grad]
@@ -368,12 +380,13 @@ def _optimizer(module: nn.Module, schedule: Schedule) -> torch.optim.SGD:
         raise DlasError(
             "the network has no weights to train", "quantised weights are fixed: train before quantising"
         )
-    return torch.optim.SGD(
-        [{"params": decayed, "weight_decay": schedule.weight_decay}, {"params": plain, "weight_decay": 0.0}],
-        lr=schedule.lr,
-        momentum=schedule.momentum,
-        nesterov=schedule.momentum > 0,
-    )
+    groups = [
+        {"params": decayed, "weight_decay": schedule.weight_decay},
+        {"params": plain, "weight_decay": 0.0},
+    ]
+    if schedule.optimizer == "adamw":
+        return torch.optim.AdamW(groups, lr=schedule.lr, betas=(schedule.momentum, 0.999))
+    return torch.optim.SGD(groups, lr=schedule.lr, momentum=schedule.momentum, nesterov=schedule.momentum > 0)
 
 
 def _labels(data: Dataset) -> np.ndarray:
