@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import itertools
 import json
 import pickle
 from pathlib import Path
@@ -424,9 +425,32 @@ def test_without_decay_the_learning_rate_stays() -> None:
         gap = lambda outputs, *_: outputs[:, 0].mean() - outputs[:, 1].mean()  # noqa: E731
         follow = lambda _, bias=bias, places=places: places.append(float(bias[0]))  # noqa: E731
         train(module, prepare(data, model), data.labels, schedule, loss=gap, each_step=follow)
-        moved[decay] = [a - b for a, b in zip(places, places[1:], strict=False)]
+        moved[decay] = [a - b for a, b in itertools.pairwise(places)]
     first, *rest = moved["none"]
     assert rest == pytest.approx([first] * len(rest), rel=0.2)
     assert moved["cosine"][-1] < 0.5 * moved["cosine"][0]
     with pytest.raises(OptionError, match="cosine"):
         Schedule(1, 0.1, decay="linear")
+
+
+def test_adamw_takes_steps_of_the_learning_rate_whatever_the_size_of_the_gradient() -> None:
+    """The first step of AdamW is lr * sign(gradient), plus the share of the weight that decays."""
+
+    def moved(scale: float) -> np.ndarray:
+        module = torch.nn.Linear(2, 2, bias=False)
+        torch.nn.init.ones_(module.weight)
+        x, y = np.float32([[scale, 2 * scale]]), np.zeros(1, np.int64)
+        schedule = Schedule(
+            1, 0.01, batch_size=1, weight_decay=0.5, optimizer="adamw", clip_norm=1e9, precision="float32"
+        )
+        train(module, x, y, schedule)
+        return module.weight.detach().numpy()
+
+    expected = 1 - 0.01 * 0.5 + 0.01 * np.float32([[1, 1], [-1, -1]])
+    np.testing.assert_allclose(moved(1.0), expected, atol=1e-5)
+    np.testing.assert_allclose(moved(0.1), expected, atol=1e-5)
+
+
+def test_an_unknown_optimizer_is_refused() -> None:
+    with pytest.raises(OptionError, match="optimizer"):
+        Schedule(1, 0.1, optimizer="lion")

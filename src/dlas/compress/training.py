@@ -64,6 +64,7 @@ class Schedule:
         precision: Of products and convolutions; weights, their updates and statistics stay float32. ``auto`` is
             bfloat16 where the processor multiplies it, else float32. A loss that differentiates twice needs float32.
         decay: ``cosine``, or ``none`` for a learning rate that stays what it is from the first step on.
+        optimizer: ``sgd`` or ``adamw``.
     """
 
     epochs: int
@@ -77,6 +78,7 @@ class Schedule:
     threads: int = 2
     precision: str = "auto"
     decay: str = "cosine"
+    optimizer: str = "sgd"
 
     def __post_init__(self) -> None:
         for name, low in (("epochs", 1), ("batch_size", 1), ("threads", 1)):
@@ -255,7 +257,7 @@ class _Run:
         self.module, self.inputs, self.labels, self.schedule = module, inputs, labels, schedule
         self.each_step, self.input_gradients = each_step, input_gradients
         self.kept = [(p, torch.from_numpy(np.asarray(m) != 0)) for p, m in masks.items()]
-        self.loss = loss or _cross_entropy
+        self.loss = loss or cross_entropy
         self.optimizer = _optimizer(module, schedule)
         self.steps = schedule.epochs * math.ceil(len(inputs) / schedule.batch_size)
         self.random = np.random.default_rng(schedule.seed)
@@ -409,8 +411,14 @@ def _by_tensor(module: Any, masks: Mapping[str, np.ndarray] | None) -> dict[torc
     return found
 
 
-def _cross_entropy(outputs: torch.Tensor, labels: torch.Tensor, _: torch.Tensor) -> torch.Tensor:
-    """Of logits; of probabilities where the network ends in a softmax."""
+def cross_entropy(
+    outputs: torch.Tensor, labels: torch.Tensor, _: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Mean cross-entropy of logits ``(N, classes)``; of probabilities where the network ends in a softmax.
+
+    Raises:
+        DataError: A label ``(N,) int64`` is beyond the network's classes.
+    """
     from torch.nn import functional as F  # noqa: N812
 
     outputs = outputs.flatten(1).float()
