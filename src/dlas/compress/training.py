@@ -411,9 +411,7 @@ def _by_tensor(module: Any, masks: Mapping[str, np.ndarray] | None) -> dict[torc
     return found
 
 
-def cross_entropy(
-    outputs: torch.Tensor, labels: torch.Tensor, _: torch.Tensor | None = None
-) -> torch.Tensor:
+def cross_entropy(outputs: torch.Tensor, labels: torch.Tensor, _: torch.Tensor | None = None) -> torch.Tensor:
     """Mean cross-entropy of logits ``(N, classes)``; of probabilities where the network ends in a softmax.
 
     Raises:
