@@ -68,7 +68,7 @@ def optimize(
         write_json({"plan": plan.to_dict(), "output": None if output is None else str(output)})
         return
     write_table(("layer", "operator", "kernel", "layouts"), rows)
-    for name, milliseconds in sorted(plan.milliseconds.items(), key=lambda item: item[1]):
+    for name, milliseconds in sorted(plan.measured_ms.items(), key=lambda item: item[1]):
         say(f"  {name}: {milliseconds:.4f} ms (measured, lower quartile)")
     say(f"the whole network runs on {plan.backend}" if plan.backend else "own kernels, as listed")
     if output is not None:

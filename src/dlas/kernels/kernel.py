@@ -23,6 +23,13 @@ from dlas.kernels.layout import NO_HALO, Halo, Layout, Storage
 kernels: Registry[type[Kernel]] = Registry("kernel", "dlas.kernels.layers.*")
 
 
+_BY_WEIGHT = {"Conv": 1, "ConvInteger": 1, "QConv": 1, "QDepthwise": 1, "QLinearConv": 3}  # its input
+_PRODUCTS = frozenset(
+    {"Gemm", "MatMul", "MatMulInteger", "QLinearMatMul", "QDense", "MatMulNBits", "MatMulW4A8"}
+)
+_RECURRENT = frozenset({"LSTM", "GRU", "RNN"})
+
+
 @dataclass(frozen=True)
 class Operand:
     """An input or output of a node.
@@ -43,9 +50,14 @@ class Operand:
         return cls(tuple(array.shape), array.dtype.name, array)
 
     @property
+    def size(self) -> int:
+        """Number of elements."""
+        return math.prod(self.shape)
+
+    @property
     def nbytes(self) -> int:
         """Size in bytes, in ONNX order."""
-        return math.prod(self.shape) * np.dtype(self.dtype).itemsize
+        return self.size * np.dtype(self.dtype).itemsize
 
     @property
     def is_feature_map(self) -> bool:
@@ -94,19 +106,19 @@ class Node:
 
     @property
     def macs(self) -> int:
-        """Multiply-accumulates; for other operators than Conv, ConvTranspose, Gemm and MatMul the output's size."""
-        size = int(np.prod(self.output.shape, dtype=np.int64))
-        if self.op == "Conv":
-            return size * int(np.prod(self.operand(1).shape[1:], dtype=np.int64))
+        """Multiply-accumulates, counted dense; 0 for operators without products."""
+        size = self.output.size
+        if self.op in _BY_WEIGHT:
+            return size * math.prod(self.operand(_BY_WEIGHT[self.op]).shape[1:])
         if self.op == "ConvTranspose":
-            return int(np.prod(self.operand(0).shape, dtype=np.int64)) * int(
-                np.prod(self.operand(1).shape[1:])
-            )
-        if self.op == "Gemm":
-            return size * self.operand(0).shape[0 if self.attributes.get("transA") else 1]
-        if self.op == "MatMul":
-            return size * self.operand(0).shape[-1]
-        return size
+            return self.operand(0).size * math.prod(self.operand(1).shape[1:])
+        if self.op in _RECURRENT:
+            steps = math.prod(self.operand(0).shape[:2])
+            return steps * (self.operand(1).size + self.operand(2).size)
+        if self.op in _PRODUCTS:
+            shape = self.operand(0).shape
+            return size * (shape[0] if self.attributes.get("transA") else shape[-1])
+        return 0
 
 
 ACTIVATIONS = {
@@ -243,8 +255,8 @@ class NativeKernel(Kernel):
         return [None if i is None else i.constant for i in node.inputs]
 
     def cost(self, node: Node, form: Form, context: Context) -> float:
-        """MACs at :attr:`rate` of 3 GHz and one FMA per cycle."""
-        return 1e-6 + node.macs / (3e9 * context.block * self.rate)
+        """MACs (elements, where there are none) at :attr:`rate` of 3 GHz and one FMA per cycle."""
+        return 1e-6 + (node.macs or node.output.size) / (3e9 * context.block * self.rate)
 
     def prepare(
         self, node: Node, inputs: Sequence[Storage | None], outputs: Sequence[Storage], context: Context

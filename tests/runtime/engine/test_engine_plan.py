@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,8 +13,11 @@ from dlas import api
 from dlas.core.errors import ModelError
 from dlas.core.options import Choice
 from dlas.kernels.extension import missing_native
+from dlas.kernels.kernel import Context
 from dlas.runtime.backend import backend_for
-from dlas.runtime.engine.plan import Plan
+from dlas.runtime.engine.engine import prepared
+from dlas.runtime.engine.plan import Plan, machine
+from dlas.runtime.engine.select import candidates
 from dlas.runtime.engine.timings import Timings
 
 pytestmark = pytest.mark.skipif(bool(missing_native()), reason="the native kernels were not built")
@@ -48,7 +52,7 @@ def test_a_plan_of_another_machine_is_followed_and_told(plan_file):
 
 
 @pytest.mark.parametrize(
-    "content", ["", "{}", "[1]", '{"dlas_plan": 99}', '{"dlas_plan": 1, "impls": 3}', "\x00\x01"]
+    "content", ["", "{}", "[1]", '{"dlas_plan": 99}', '{"dlas_plan": 2, "impls": 3}', "\x00\x01"]
 )
 def test_a_damaged_plan_is_refused(tmp_path, content):
     (tmp_path / "plan.json").write_text(content)
@@ -64,11 +68,11 @@ def test_a_missing_plan_is_refused(tmp_path):
 def test_the_portfolio_judges_whole_networks_and_remembers(tmp_path, monkeypatch):
     monkeypatch.setenv("DLAS_CACHE", str(tmp_path))
     plan, rows = api.optimize(residual())
-    assert {"rules", "onnxruntime"} <= set(plan.milliseconds)
-    assert all(ms > 0 for ms in plan.milliseconds.values())
+    assert {"rules", "onnxruntime"} <= set(plan.measured_ms)
+    assert all(ms > 0 for ms in plan.measured_ms.values())
     assert len(rows) == len(plan.impls)
     again, _ = api.optimize(residual())
-    assert again.milliseconds == plan.milliseconds
+    assert again.measured_ms == plan.measured_ms
     assert (again.backend, again.impls) == (plan.backend, plan.impls)
 
 
@@ -89,3 +93,19 @@ def test_measured_costs_choose_a_kernel_that_is_right(tmp_path, monkeypatch):
         inputs = executable.signature.random_inputs()
         assert relative_error(executable.run(inputs)["y"], right_answers(residual(), inputs)["y"]) < 1e-4
     assert np.all([Timings().path.is_file()])
+
+
+def test_nodes_of_one_name_keep_their_own_kernels():
+    """Names of nodes are for the eye; ONNX does not ask them to differ."""
+    model = residual()
+    network = prepared(model)
+    calls = [replace(c, node=replace(c.node, name="same")) for c in network.calls]
+    twins = network.with_calls(calls)
+    context = Context.here(1)
+    chosen = [
+        next((c for c in options if c.name == ("direct" if place % 2 else "im2col-gemm")), options[0])
+        for place, options in enumerate(candidates(twins, context))
+    ]
+    assert len({c.name for c in chosen}) > 2
+    plan = Plan.of(twins, chosen, None, "fixed", machine=machine(1, context.isa))
+    assert [(c.name, c.form) for c in plan.choices(twins, context)] == [(c.name, c.form) for c in chosen]

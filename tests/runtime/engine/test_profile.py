@@ -29,7 +29,6 @@ from dlas.runtime.engine.work import (
     bound_of,
     least_ms,
     level_of,
-    macs_of,
     peak_of,
     together,
     work_of,
@@ -73,7 +72,7 @@ def node(op: str, *shapes: tuple[int, ...], out: tuple[int, ...], weights: int =
     ],
 )
 def test_multiply_accumulates_are_those_of_the_shapes(made, macs):
-    assert macs_of(made) == macs
+    assert made.macs == macs
     assert work_of(made).operations == (2 * macs or 16)
 
 

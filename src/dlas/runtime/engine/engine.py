@@ -97,7 +97,7 @@ def _follow(plan: Plan, model: Model, network: Network, signature: Signature, co
     if plan.backend:
         from dlas.runtime.engine.portfolio import whole
 
-        plan.choices(network, context)
+        plan.check(network)
         executable = whole(plan.backend, model, signature, context.threads)
     else:
         executable = assembled(network, plan.choices(network, context), signature, context, plan.policy)

@@ -14,12 +14,13 @@ import numpy as np
 from dlas.core.environment import cpu_model
 from dlas.core.errors import ModelError
 from dlas.core.files import write_atomic
+from dlas.kernels.kernel import Context
 from dlas.kernels.layout import Layout
 from dlas.runtime.engine.network import Network
 from dlas.runtime.engine.program import Program
-from dlas.runtime.engine.select import Choice, Rule, candidates
+from dlas.runtime.engine.select import Choice, named
 
-VERSION = 1
+VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class Plan:
         backend: A back end that runs the whole network instead, or empty.
         policy: Policy that made it.
         impls: One ``[node, kernel, input layouts, output layouts]`` per call.
-        milliseconds: Measured medians of the candidates the policy looked at, by name.
+        measured_ms: Lower quartile of the milliseconds of each candidate that the policy timed, by name.
         memory: Arena and offsets in bytes, for the reader's eye.
     """
 
@@ -41,7 +42,7 @@ class Plan:
     backend: str
     policy: str
     impls: tuple[tuple[str, str, tuple[str, ...], tuple[str, ...]], ...] = ()
-    milliseconds: dict[str, float] = field(default_factory=dict)
+    measured_ms: dict[str, float] = field(default_factory=dict)
     memory: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
@@ -94,25 +95,30 @@ class Plan:
                 "make one with `dlas optimize MODEL -o PLAN`",
             ) from error
 
-    def choices(self, network: Network, context: Any) -> list[Choice]:
-        """The stored choices for ``network``.
+    def check(self, network: Network) -> None:
+        """Raises ModelError where this is the plan of another network."""
+        found = fingerprint(network)
+        if self.network != found:
+            raise ModelError(
+                f"the plan is not of this network: it is of {self.network[:12]}, {network.name} is {found[:12]}",
+                "make one for it with `dlas optimize`",
+            )
+
+    def choices(self, network: Network, context: Context) -> list[Choice]:
+        """The stored choices for ``network``, call by call.
 
         Raises:
             ModelError: It is the plan of another network, or a kernel of it is not here.
         """
-        if self.network != fingerprint(network):
+        self.check(network)
+        if len(self.impls) != len(network.calls):
             raise ModelError(
-                f"the plan is not of this network: it is of {self.network[:12]}, {network.name} is "
-                f"{fingerprint(network)[:12]}",
-                "make one for it with `dlas optimize`",
+                f"the plan names {len(self.impls)} nodes, {network.name} has {len(network.calls)}"
             )
-        rules = [Rule(node, "", name) for node, name, _, _ in self.impls if name]
         found = []
-        for options, (node, name, ins, outs) in zip(
-            candidates(network, context, rules), self.impls, strict=True
-        ):
+        for call, (node, name, ins, outs) in zip(network.calls, self.impls, strict=True):
             layouts = (tuple(Layout(x) for x in ins), tuple(Layout(x) for x in outs))
-            fitting = [c for c in options if c.name == name and (c.form.inputs, c.form.outputs) == layouts]
+            fitting = [c for c in named(call, name, context) if (c.form.inputs, c.form.outputs) == layouts]
             if not fitting:
                 raise ModelError(f"the plan wants {name} for {node!r}, which is not here in these layouts")
             found.append(fitting[0])

@@ -23,7 +23,7 @@ from dlas.runtime.engine.engine import assembled
 from dlas.runtime.engine.executable import EngineExecutable
 from dlas.runtime.engine.measured import measured_cost
 from dlas.runtime.engine.network import Network
-from dlas.runtime.engine.plan import Plan, fingerprint, machine
+from dlas.runtime.engine.plan import VERSION, Plan, fingerprint, machine
 from dlas.runtime.engine.select import Rule, candidates, choose
 from dlas.runtime.engine.timings import Timings
 
@@ -101,10 +101,10 @@ def best(
         if name != chosen:
             executable.close()
     winner = found[chosen]
-    milliseconds = {name: _quartile(t) for name, t in times.items()}
+    measured_ms = {name: _quartile(t) for name, t in times.items()}
     own = isinstance(winner, EngineExecutable)
     plan = (
-        replace(winner.plan, policy="portfolio", milliseconds=milliseconds)
+        replace(winner.plan, policy="portfolio", measured_ms=measured_ms)
         if own
         else Plan.of(
             network,
@@ -113,11 +113,11 @@ def best(
             "portfolio",
             machine=machine(context.threads, context.isa),
             backend=chosen,
-            milliseconds=milliseconds,
+            measured_ms=measured_ms,
         )
     )
     winner.plan = plan
-    timings.put({"backend": "" if own else chosen, "impls": plan.impls, "milliseconds": milliseconds}, *key)
+    timings.put({"backend": "" if own else chosen, "impls": plan.impls, "measured_ms": measured_ms}, *key)
     return winner
 
 
@@ -153,13 +153,13 @@ def _remembered(
 ) -> Executable:
     impls = tuple((n, k, tuple(i), tuple(o)) for n, k, i, o in known["impls"])
     here = machine(context.threads, context.isa)
-    plan = Plan(fingerprint(network), here, known["backend"], "portfolio", impls, known["milliseconds"])
+    plan = Plan(fingerprint(network), here, known["backend"], "portfolio", impls, known["measured_ms"])
     if known["backend"]:
         executable = whole(known["backend"], model, signature, context.threads)
         executable.plan = plan
         return executable
     made = assembled(network, plan.choices(network, context), signature, context, "portfolio")
-    made.plan = replace(made.plan, milliseconds=known["milliseconds"])
+    made.plan = replace(made.plan, measured_ms=known["measured_ms"])
     return made
 
 
@@ -176,7 +176,7 @@ def _versions() -> dict[str, str]:
     from dlas.core.lazy import distribution_version
     from dlas.kernels.kernel import kernels
 
-    found = {"dlas": __version__}
+    found = {"dlas": __version__, "plan": str(VERSION)}
     for name in WHOLE:
         found[name] = distribution_version(backends.get(name).distribution)
     found |= {name: str(member.version) for name, member in kernels.members()}

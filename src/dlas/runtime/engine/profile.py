@@ -273,7 +273,7 @@ def measure_steps(executable: Executable, inputs: Mapping[str, np.ndarray], runs
         ],
         "whole_ms": whole,
         "notes": notes,
-        "candidates": {} if plan is None else dict(plan.milliseconds),
+        "candidates": {} if plan is None else dict(plan.measured_ms),
     }
 
 
@@ -283,9 +283,7 @@ def _own(executable: EngineExecutable, inputs: Mapping[str, np.ndarray], runs: i
     steps, whole, cpu = _take(run, program.step_times, runs)
     medians = np.median(steps, axis=0) * 1e-6
     block = BLOCK.get(plan.machine["isa"], 4)
-    operands = {**program.network.inputs}
-    for call in program.network.calls:
-        operands.update(zip(call.outputs, call.node.outputs, strict=True))
+    operands = program.network.operands
     call_ms = _call_ms()
 
     def stored(key: Key, node: Node | None) -> int:
@@ -317,7 +315,7 @@ def _own(executable: EngineExecutable, inputs: Mapping[str, np.ndarray], runs: i
         "call_ms": call_ms,
         "clocked_ms": float(np.median(steps.sum(axis=1))) * 1e-6 + call_ms,
         "notes": list(executable.notes),
-        "candidates": dict(plan.milliseconds),
+        "candidates": dict(plan.measured_ms),
     }
 
 

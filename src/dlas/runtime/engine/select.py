@@ -122,7 +122,7 @@ def candidates(
     followed: set[Rule] = set()
     for call in network.calls:
         if call.is_alias:
-            found.append([Choice("", Form.all(call.node, Layout.PLAIN), None, _ALIAS_S)])
+            found.append([_alias(call)])
             continue
         op = call.node.op
         if op not in by_op:
@@ -148,6 +148,18 @@ def candidates(
             f"the engine cannot compute {listed}", "`dlas bench MODEL` shows which back ends take the network"
         )
     return found
+
+
+def named(call: Call, name: str, context: Context) -> list[Choice]:
+    """The choices of one call for the kernel or delegate ``name`` (empty for an alias); none where it cannot."""
+    if call.is_alias or not name:
+        return [_alias(call)] if call.is_alias and not name else []
+    rule = Rule("", call.node.op, name)
+    return _held(call, rule, kernels_for(call.node.op, context), context, None)[0]
+
+
+def _alias(call: Call) -> Choice:
+    return Choice("", Form.all(call.node, Layout.PLAIN), None, _ALIAS_S)
 
 
 def _choices(
@@ -194,7 +206,7 @@ def _delegated(name: str, call: Call) -> Choice:
 
 
 def _delegate_seconds(node: Node) -> float:
-    return _DELEGATE_S + node.macs / 2e10
+    return _DELEGATE_S + (node.macs or node.output.size) / 2e10
 
 
 @dataclass

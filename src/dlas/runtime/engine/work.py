@@ -9,18 +9,11 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
 from dlas.core.errors import UnsupportedError
 from dlas.hardware.cpu.roofline import Roofline, roofline
-from dlas.kernels.kernel import Node, Operand
+from dlas.kernels.kernel import Node
 
 _BYTES = frozenset({"int8", "uint8"})
-_BY_WEIGHT = {"Conv": 1, "ConvInteger": 1, "QConv": 1, "QDepthwise": 1, "QLinearConv": 3}
-_PRODUCTS = frozenset(
-    {"Gemm", "MatMul", "MatMulInteger", "QLinearMatMul", "QDense", "MatMulNBits", "MatMulW4A8"}
-)
-_RECURRENT = frozenset({"LSTM", "GRU", "RNN"})
 _WINDOWS = frozenset({"MaxPool", "AveragePool", "LpPool", "QMaxPool", "QAveragePool"})
 _MOVES = frozenset(
     {
@@ -70,44 +63,19 @@ def work_of(node: Node, stored: Sequence[int] | None = None) -> Work:
         stored: Bytes of every computed input and output (None operands and constants left out), inputs first, where
             they lie otherwise than in ONNX order; a blocked map has whole blocks of channels.
     """
-    macs = macs_of(node)
+    macs = node.macs
     operations = 2 * macs
     if not macs and node.op not in _MOVES:
-        operations = _size(node.outputs[0])
+        operations = node.output.size
         if node.op in _WINDOWS:
             operations *= math.prod(node.attributes.get("kernel_shape", ()))
         elif node.op.startswith(("Reduce", "Global", "QMean")):
-            operations = _size(node.operand(0))
+            operations = node.operand(0).size
     computed = [o for o in node.inputs if o is not None and o.constant is None]
-    sizes = list(stored) if stored is not None else [bytes_of(o) for o in (*computed, *node.outputs)]
+    sizes = list(stored) if stored is not None else [o.nbytes for o in (*computed, *node.outputs)]
     constants = sum(o.constant.nbytes for o in node.inputs if o is not None and o.constant is not None)
     kind = "int8" if any(o.dtype in _BYTES for o in computed) or node.op == "MatMulW4A8" else "fp32"
     return Work(macs, operations, sum(sizes[: len(computed)]), sum(sizes[len(computed) :]), constants, kind)
-
-
-def macs_of(node: Node) -> int:
-    """Multiply-accumulates of a node; 0 for operators without products."""
-    out = _size(node.outputs[0])
-    if node.op in _BY_WEIGHT:
-        return out * math.prod(node.operand(_BY_WEIGHT[node.op]).shape[1:])
-    if node.op == "ConvTranspose":
-        return _size(node.operand(0)) * math.prod(node.operand(1).shape[1:])
-    if node.op in _RECURRENT:
-        steps = math.prod(node.operand(0).shape[:2])
-        return steps * (_size(node.operand(1)) + _size(node.operand(2)))
-    if node.op in _PRODUCTS:
-        shape = node.operand(0).shape
-        return out * (shape[0] if node.attributes.get("transA") else shape[-1])
-    return 0
-
-
-def bytes_of(operand: Operand) -> int:
-    """Size of a tensor in ONNX order."""
-    return _size(operand) * np.dtype(operand.dtype).itemsize
-
-
-def _size(operand: Operand) -> int:
-    return math.prod(operand.shape)
 
 
 def together(parts: Sequence[Work]) -> Work:

@@ -45,7 +45,7 @@ class Binary(NativeKernel):
         """Bytes moved; powers are computed one by one."""
         constant = node.constant(1)
         slow = node.op == "Pow" and (constant is None or constant.size > 1)
-        return move_cost(node) + (1e-8 * node.macs if slow else 0.0)
+        return move_cost(node) + (1e-8 * node.output.size if slow else 0.0)
 
     def attributes(self, node: Node) -> dict[str, Any]:
         """Also how many channels the last block is counted from."""

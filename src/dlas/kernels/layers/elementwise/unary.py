@@ -79,7 +79,7 @@ class Unary(NativeKernel):
     def cost(self, node: Node, form: Form, context: Context) -> float:
         """Bytes moved; transcendental functions are bound by arithmetic."""
         slow = node.op not in ("Relu", "Clip", "LeakyRelu", "HardSwish", "HardSigmoid", "Neg", "Abs")
-        return move_cost(node) + (2e-9 / context.block * 4 * node.macs if slow else 0.0)
+        return move_cost(node) + (2e-9 / context.block * 4 * node.output.size if slow else 0.0)
 
     def prepare(
         self, node: Node, inputs: Sequence[Storage | None], outputs: Sequence[Storage], context: Context

@@ -22,4 +22,4 @@ class Lrn(NativeKernel):
 
     def cost(self, node: Node, form: Form, context: Context) -> float:
         """One load per neighbour, one logarithm and one exponential per element."""
-        return 1e-6 + node.macs * (int(node.attributes["size"]) * 1e-9 + 1.5e-8) / context.block
+        return 1e-6 + node.output.size * (int(node.attributes["size"]) * 1e-9 + 1.5e-8) / context.block

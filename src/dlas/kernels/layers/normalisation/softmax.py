@@ -28,4 +28,4 @@ class Softmax(NativeKernel):
 
     def cost(self, node: Node, form: Form, context: Context) -> float:
         """Bytes moved thrice, and one exponential per element."""
-        return 3 * move_cost(node) + 8e-9 / context.block * node.macs
+        return 3 * move_cost(node) + 8e-9 / context.block * node.output.size

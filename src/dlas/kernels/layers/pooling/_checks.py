@@ -33,6 +33,6 @@ class WindowPool(NativeKernel):
 
     def cost(self, node: Node, form: Form, context: Context) -> float:
         """One load for each tap; plain rows with a stride are taken element by element."""
-        taps = node.macs * node.attributes["kernel_shape"][0] * node.attributes["kernel_shape"][1]
+        taps = node.output.size * node.attributes["kernel_shape"][0] * node.attributes["kernel_shape"][1]
         strided = form.inputs[0] is Layout.PLAIN and self.attributes(node)["strides"][1] > 1
         return 1e-6 + taps * (4e-10 if strided else 5e-10 / context.block)

@@ -41,7 +41,7 @@ class Resize(NativeKernel):
         """One load per tap; plain maps are taken pixel by pixel."""
         taps = {"nearest": 1, "linear": 4, "cubic": 16}[node.attributes.get("mode", "nearest")]
         lanes = context.block if form.outputs[0] is Layout.BLOCKED else 1
-        return 1e-6 + node.macs * (1 + taps) * 5e-10 / lanes
+        return 1e-6 + node.output.size * (1 + taps) * 5e-10 / lanes
 
     def prepare(
         self, node: Node, inputs: Sequence[Storage | None], outputs: Sequence[Storage], context: Context
