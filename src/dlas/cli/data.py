@@ -65,7 +65,8 @@ def _show_all(found: Sequence[DatasetFacts]) -> None:
 def _show_one(found: DatasetDetails, json: bool) -> None:
     facts = found.facts
     if json:
-        write_json({**vars(facts), "samples": found.samples, "class_rows": found.class_rows})
+        more = {"samples": found.samples, "class_rows": found.class_rows, "groups": found.groups}
+        write_json({**vars(facts), **more})
         return
     rows = [
         ("name", facts.name),
@@ -76,6 +77,7 @@ def _show_one(found: DatasetDetails, json: bool) -> None:
         ("columns", ", ".join(facts.columns)),
         ("samples", found.samples),
         ("classes", _classes(found)),
+        *((name, ", ".join(f"{who} ({n})" for who, n in own.items())) for name, own in found.groups.items()),
         ("size", size_text(facts.size_bytes) if facts.size_bytes else ""),
         ("problem", facts.problem),
     ]

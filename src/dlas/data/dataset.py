@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -19,7 +19,7 @@ from dlas.core.registry import Registry
 loaders: Registry[type[Loader]] = Registry("loader", "dlas.data.loaders")
 
 Samples = Sequence[bytes] | np.ndarray
-"""Encoded images (bytes, one each) or an array whose first axis is the sample."""
+"""Encoded images or recordings (bytes, one each) or an array whose first axis is the sample."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,11 +28,14 @@ class Dataset:
 
     Attributes:
         name: Short name for tables.
-        samples: Encoded images, or an array ``(N, H, W, C) uint8`` / ``(N, ...) float32``.
+        samples: Encoded images or recordings, or an array ``(N, H, W, C) uint8`` / ``(N, ...) float32``.
         labels: ``(N,) int64`` class indices, or None.
         classes: Class names in index order; may be empty.
         task: What is asked of the network; ``classify`` or ``none`` (inputs without labels).
         source: File name and what else identifies it.
+        rows: ``(N,) int64``, where each sample stood in its file.
+        groups: What samples have in common besides their class, such as who speaks: name to ``(N,) str``. Samples of
+            one group are not independent of each other.
     """
 
     name: str
@@ -42,12 +45,16 @@ class Dataset:
     task: str = "classify"
     source: str = ""
     rows: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64), repr=False)
+    groups: Mapping[str, np.ndarray] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
         if len(self.samples) == 0:
             raise DataError(f"{self.name}: no samples", "check the file or the split")
         if self.labels is not None and len(self.labels) != len(self.samples):
             raise DataError(f"{self.name}: {len(self.samples)} samples but {len(self.labels)} labels")
+        for name, values in self.groups.items():
+            if len(values) != len(self.samples):
+                raise DataError(f"{self.name}: {len(self.samples)} samples but {len(values)} of {name}")
         if len(self.rows) == 0:
             object.__setattr__(self, "rows", np.arange(len(self.samples), dtype=np.int64))
 
@@ -76,7 +83,8 @@ class Dataset:
             self.samples[index] if isinstance(self.samples, np.ndarray) else [self.samples[i] for i in index]
         )
         labels = None if self.labels is None else self.labels[index]
-        return replace(self, samples=samples, labels=labels, rows=self.rows[index])
+        groups = {name: values[index] for name, values in self.groups.items()}
+        return replace(self, samples=samples, labels=labels, rows=self.rows[index], groups=groups)
 
     def head(self, count: int) -> Dataset:
         """The first ``count`` samples (all of them if there are fewer, or if ``count`` is 0)."""

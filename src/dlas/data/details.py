@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 
 from dlas.core.errors import DataError
+from dlas.data.audio.wav import is_wav, read_wav
 from dlas.data.dataset import Dataset, DatasetFacts
 from dlas.data.find import loader_for, locate
 from dlas.data.preprocess import decode
@@ -21,13 +24,15 @@ class DatasetDetails:
 
     Attributes:
         facts: What its metadata say; ``problem`` is why it cannot be used, if it cannot.
-        samples: What a sample is: ``8x8x1 uint8``, or encoded images and their sizes.
+        samples: What a sample is: ``8x8x1 uint8``, encoded images and their sizes, or recordings and their lengths.
         class_rows: Rows per class, in index order; empty without labels.
+        groups: Rows per group, such as speaker and name.
     """
 
     facts: DatasetFacts
     samples: str = ""
     class_rows: tuple[int, ...] = ()
+    groups: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
 
 
 def described(spec: str | Path) -> DatasetDetails | None:
@@ -51,13 +56,17 @@ def described(spec: str | Path) -> DatasetDetails | None:
         found = loader.load(path)
     except DataError as error:
         return DatasetDetails(replace(facts, problem=facts.problem or error.message))
-    return DatasetDetails(replace(facts, rows=len(found)), _samples(found), _class_rows(found))
+    groups = {name: dict(sorted(Counter(own.tolist()).items())) for name, own in found.groups.items()}
+    return DatasetDetails(replace(facts, rows=len(found)), _samples(found), _class_rows(found), groups)
 
 
 def _samples(found: Dataset) -> str:
     if isinstance(found.samples, np.ndarray):
         return f"{'x'.join(map(str, found.samples.shape[1:])) or 'scalar'} {found.samples.dtype}"
     rows = sorted({int(i) for i in np.linspace(0, len(found) - 1, _LOOKED_AT)})
+    few = f" ({len(rows)} rows looked at)" if len(rows) < len(found) else ""
+    if is_wav(found.samples[0]):
+        return _recordings(found, rows) + few
     try:
         images = [decode(found.samples[i], f"{found.name}: row {i}") for i in rows]
     except DataError:
@@ -66,8 +75,18 @@ def _samples(found: Dataset) -> str:
     sizes = sorted({(i.height, i.width) for i in images}, key=lambda s: s[0] * s[1])
     shown = " to ".join(f"{h}x{w}" for h, w in dict.fromkeys((sizes[0], sizes[-1])))
     kinds = ", ".join(sorted({str(i.format) for i in images}))
-    few = f" ({len(rows)} rows looked at)" if len(rows) < len(found) else ""
     return f"{kinds} images, {shown} (height x width), {', '.join(sorted({i.mode for i in images}))}{few}"
+
+
+def _recordings(found: Dataset, rows: list[int]) -> str:
+    """Rates and lengths of some recordings."""
+    try:
+        heard = [read_wav(bytes(found.samples[i]), f"{found.name}: row {i}") for i in rows]
+    except DataError as error:
+        return f"WAV recordings; {error.message}"
+    rates = ", ".join(str(rate) for rate in sorted({r.rate for r in heard}))
+    lengths = sorted(r.seconds for r in heard)
+    return f"WAV recordings, {lengths[0]:.2f} to {lengths[-1]:.2f} s at {rates} Hz"
 
 
 def _class_rows(found: Dataset) -> tuple[int, ...]:

@@ -9,6 +9,7 @@ from dlas.core.paths import data_root, resolve
 from dlas.data.dataset import Dataset, DatasetFacts, Loader, loaders
 from dlas.data.loaders._bounds import split_in_name
 from dlas.data.splits import STANDARD
+from dlas.data.splits import select
 from dlas.data.splits import split as divide
 
 _DEPTH = 2
@@ -21,13 +22,16 @@ def load_dataset(spec: str | Path, split: str = "", folder: Path | None = None) 
         spec: ``digits``, or a path: absolute, or relative to the current folder, to ``folder`` or to ``DLAS_DATA``.
             With a split, ``cifar10`` also finds ``cifar10-test.parquet`` or ``cifar10/test/``.
         split: Empty for everything; ``train`` or ``test`` otherwise. A file or folder made for that split is taken
-            whole; anything else is divided by the hash of its samples (80 % and 20 %).
+            whole; anything else is divided by the hash of its samples (80 % and 20 %). Where rows belong to groups,
+            ``speaker=theo+lucas`` takes those and ``speaker!=theo+lucas`` all others.
         folder: Where relative paths start besides the current folder, such as that of a stack file.
 
     Raises:
         DataError: Not found (lists where it was looked for), not readable, or of another split.
         UnknownNameError: Another split name.
     """
+    if "=" in split:
+        return select(load_dataset(spec, "", folder), split)
     if split and split not in STANDARD:
         raise UnknownNameError("split", split, STANDARD)
     path = Path("digits") if str(spec) == "digits" else locate(spec, split, folder)

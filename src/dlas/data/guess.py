@@ -9,6 +9,7 @@ import numpy as np
 
 from dlas.core.errors import DataError
 from dlas.core.statistics import wilson
+from dlas.data.audio.wav import is_wav, read_wav
 from dlas.data.dataset import Dataset
 from dlas.data.metrics import top1
 from dlas.data.preprocess import image_size, prepare
@@ -25,6 +26,7 @@ GLANCED_ROWS = (
 )
 _CROP_SHARE = 0.875  # of the resized image that the usual ImageNet centre crop keeps
 _CHANCE_FACTOR = 2.0
+_MOST_CEPSTRA = 20  # of a frame; log-mel spectra have 32 bands and more
 _FEWEST_ROWS = 20  # fewer say nothing about accuracy
 
 
@@ -45,6 +47,8 @@ def guess_preprocessing(
     """
     if isinstance(dataset.samples, np.ndarray) and (dataset.samples.dtype != np.uint8 or len(shape) != 4):
         return Preprocessing(layout="N*", dtype=dtype), "samples are passed as they are"
+    if is_wav(dataset.samples[0]):
+        return _of_recordings(shape, dtype, dataset)
     base = _geometry(shape, dtype, dataset)
     if np.dtype(dtype).kind in "iu":
         zero = -128 if dtype == "int8" else 0
@@ -93,6 +97,22 @@ def _candidates(base: Preprocessing) -> dict[str, Preprocessing]:
         )
         found["BGR minus Caffe means"] = change(base, colour="BGR", mean=(104.0, 117.0, 123.0))
     return found
+
+
+def _of_recordings(shape: Sequence[int | str], dtype: str, dataset: Dataset) -> tuple[Preprocessing, str]:
+    """Features that have the shape of the input: few in a frame are MFCC, many log-mel bands."""
+    sides = [side for side in shape[1:] if side != 1]
+    if len(shape) != 4 or len(sides) != 2 or any(isinstance(s, str) for s in sides) or dtype == "int8":
+        raise DataError(
+            f"recordings of {dataset.name} and a {dtype} input of shape {list(shape)} say nothing about the features",
+            "state them: features=mfcc (or log-mel), sample_rate, height (frames), width, layout",
+        )
+    height, width = int(sides[0]), int(sides[1])
+    kind = "mfcc" if width <= _MOST_CEPSTRA else "log-mel"
+    rate = read_wav(bytes(dataset.samples[0]), f"{dataset.name}: row {int(dataset.rows[0])}").rate
+    layout = "NCHW" if shape[1] == 1 else "NHWC"
+    found = Preprocessing(height, width, layout=layout, dtype=dtype, features=kind, sample_rate=rate)
+    return found, f"assumed {height} frames of {width} {kind} features of recordings at {rate} Hz"
 
 
 def _geometry(shape: Sequence[int | str], dtype: str, dataset: Dataset) -> Preprocessing:

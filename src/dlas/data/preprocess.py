@@ -1,9 +1,10 @@
 """Carry out a Preprocessing: from stored samples to the network's input.
 
-Two kinds of sample, two rules. Encoded images and uint8 arrays are **pixels** 0..255: they are resized (Pillow's
+Each kind of sample has its rule. Encoded images and uint8 arrays are **pixels** 0..255: they are resized (Pillow's
 bilinear filter, which averages when it shrinks), cropped, put into colour order, normalised as
 ``(pixel * scale - mean) / std`` and laid out; an orientation tag is not applied. Floating-point arrays are **ready**:
-they are only brought to the input's dtype. Integer inputs are quantised as
+they are only brought to the input's dtype. Of recordings, features (``dlas.data.audio.features``) are normalised and
+laid out as if they were pixels. Integer inputs are quantised as
 ``round(x / quant_scale) + quant_zero_point``, halves away from zero (as TensorFlow Lite does), saturating.
 """
 
@@ -18,6 +19,8 @@ import numpy as np
 
 from dlas.core.environment import usable_cores
 from dlas.core.errors import DataError, OptionError
+from dlas.data.audio.features import features, fitted
+from dlas.data.audio.wav import is_wav, read_wav
 from dlas.data.dataset import Dataset
 from dlas.graph.model import Model
 from dlas.graph.preprocessing import Preprocessing
@@ -28,6 +31,7 @@ if TYPE_CHECKING:
 # Formats whose decoders stay inside this process (PostScript, for one, would start an interpreter).
 _FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "PPM", "TIFF", "GIF", "JPEG2000")
 _CHUNK_BYTES = 32 * 2**20
+_SPECTRA = 1024  # bytes of spectrum behind each feature, or thereabouts
 _THREADS = 2  # Pillow decodes outside the interpreter lock
 
 
@@ -76,14 +80,16 @@ def iterate(dataset: Dataset, to: Model | Preprocessing, batch_size: int) -> Ite
         dataset.samples.dtype != np.uint8 or not steps.height
     )
     if batch_size < 1:
-        pixels = max(1, steps.height * steps.width * 3)
+        pixels = max(1, steps.height * steps.width * (_SPECTRA if steps.features else 3))
         batch_size = len(dataset) if ready else max(1, _CHUNK_BYTES // pixels)
-    tables = None if ready else _tables(steps)
+    tables = None if ready or steps.features else _tables(steps)
     with ThreadPoolExecutor(min(_THREADS, usable_cores())) as pool:
         for start in range(0, len(dataset), batch_size):
             rows = range(start, min(start + batch_size, len(dataset)))
-            if tables is None:
+            if ready:
                 batch = _ready(dataset, rows, steps)
+            elif tables is None:
+                batch = _features(dataset, rows, steps)
             else:
                 batch = _normalised(_pixels(dataset, rows, steps, pool), tables, steps)
             if start == 0 and isinstance(to, Model):
@@ -115,11 +121,14 @@ def decode(data: bytes, label: str) -> Image.Image:
         try:
             image = Image.open(io.BytesIO(data), formats=_FORMATS)
         except UnidentifiedImageError as error:  # its own message names an object in memory
-            kind = (
-                "a WAV recording" if data[:4] == b"RIFF" and data[8:12] == b"WAVE" else "of no known format"
-            )
+            if is_wav(data):
+                raise DataError(
+                    f"{label} cannot be decoded as an image: it is a WAV recording",
+                    "say which features the network takes: features=mfcc and the sample_rate, in its preprocessing",
+                ) from error
             raise DataError(
-                f"{label} cannot be decoded as an image: it is {kind}", f"known: {', '.join(_FORMATS)}"
+                f"{label} cannot be decoded as an image: it is of no known format",
+                f"known: {', '.join(_FORMATS)}",
             ) from error
         limit = Image.MAX_IMAGE_PIXELS
         if limit is not None and image.width * image.height > limit:
@@ -164,10 +173,10 @@ def _steps(dataset: Dataset, to: Model | Preprocessing) -> Preprocessing:
         raise OptionError(
             "preprocessing: resize", to.resize, f"at least the crop of {to.height} x {to.width}"
         )
-    channels = _channels(to)
+    own = to.width if to.features else _channels(to)
     for name, values in (("mean", to.mean), ("std", to.std)):
-        if to.height and len(values) not in (1, channels):
-            raise OptionError(f"preprocessing: {name}", values, f"1 or {channels} numbers")
+        if to.height and len(values) not in (1, own):
+            raise OptionError(f"preprocessing: {name}", values, f"1 or {own} numbers")
     if to.height == 0 and not isinstance(dataset.samples, np.ndarray):
         raise DataError(
             f"{dataset.name} holds encoded samples, but the preprocessing names no image size",
@@ -177,7 +186,7 @@ def _steps(dataset: Dataset, to: Model | Preprocessing) -> Preprocessing:
 
 
 def _channels(steps: Preprocessing) -> int:
-    return 1 if steps.colour == "L" else 3
+    return 1 if steps.colour == "L" or steps.features else 3
 
 
 def _check_fit(batch: np.ndarray, model: Model, dataset: Dataset) -> None:
@@ -203,6 +212,31 @@ def _ready(dataset: Dataset, rows: range, steps: Preprocessing) -> np.ndarray:
     values = np.asarray(dataset.samples[rows.start : rows.stop])
     if values.dtype.name == steps.dtype:
         return values.copy()
+    if np.dtype(steps.dtype).kind in "iu":
+        return quantize(values, steps.dtype, steps.quant_scale, steps.quant_zero_point)
+    return values.astype(steps.dtype)
+
+
+def _features(dataset: Dataset, rows: range, steps: Preprocessing) -> np.ndarray:
+    """Features of recordings, normalised and laid out: ``(n, 1, H, W)`` or ``(n, H, W, 1)``."""
+    waves = []
+    for row in rows:
+        sample, label = dataset.samples[row], _label(dataset, row)
+        if not isinstance(sample, bytes):
+            raise DataError(
+                f"{dataset.name} holds arrays of {sample.dtype.name}, and the network takes features of recordings",
+                "give WAV recordings, or the features themselves as floating-point arrays",
+            )
+        recording = read_wav(sample, label)
+        if recording.rate != steps.sample_rate:
+            raise DataError(
+                f"{label} has {recording.rate} samples per second; the network takes {steps.sample_rate}",
+                "convert the recordings to that rate first",
+            )
+        waves.append(fitted(recording, steps.height))
+    found = features(np.stack(waves), steps.features, steps.sample_rate, steps.width)
+    values = (found * steps.scale - np.asarray(steps.mean)) / np.asarray(steps.std)
+    values = values[:, None] if steps.layout == "NCHW" else values[..., None]
     if np.dtype(steps.dtype).kind in "iu":
         return quantize(values, steps.dtype, steps.quant_scale, steps.quant_zero_point)
     return values.astype(steps.dtype)

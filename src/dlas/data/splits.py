@@ -1,4 +1,4 @@
-"""Parts of a data set: by hash, so that reordering or growing a set moves no sample to the other side."""
+"""Parts of a data set: by hash, so that reordering or growing a set moves no sample to the other side; or by group."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from dlas.core.errors import OptionError
+from dlas.core.errors import OptionError, UnknownNameError
 from dlas.data.dataset import Dataset
 
 STANDARD: Mapping[str, float] = {"train": 0.8, "test": 0.2}
@@ -36,6 +36,31 @@ def split(dataset: Dataset, fractions: Mapping[str, float] = STANDARD, salt: str
         parts[name] = _part(dataset, np.flatnonzero(inside))
         start = end
     return parts
+
+
+def select(dataset: Dataset, wanted: str) -> Dataset:
+    """The samples of some groups, or all but those: ``speaker=theo+lucas``, ``speaker!=theo``.
+
+    What was trained without a speaker can be judged on that speaker alone: none of its voice was seen before.
+
+    Raises:
+        OptionError: Another form.
+        UnknownNameError: The data set knows no such group, or nobody of that name.
+        DataError: Nothing is left.
+    """
+    name, sign, values = wanted.partition("=")
+    without = name.endswith("!")
+    name = name.removesuffix("!").strip()
+    chosen = [value.strip() for value in values.split("+")]
+    if not sign or not name or not all(chosen):
+        raise OptionError("split", wanted, "GROUP=NAME+NAME or GROUP!=NAME+NAME, such as speaker!=theo")
+    if name not in dataset.groups:
+        raise UnknownNameError(f"group of {dataset.name}", name, dataset.groups)
+    own = dataset.groups[name]
+    for value in chosen:
+        if value not in own:
+            raise UnknownNameError(f"{name} of {dataset.name}", value, set(own.tolist()))
+    return dataset.take(np.flatnonzero(np.isin(own, chosen) != without))
 
 
 def sample(dataset: Dataset, n: int, seed: int = 0, balanced: bool = True) -> Dataset:

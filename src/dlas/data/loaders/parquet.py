@@ -1,4 +1,7 @@
-"""Parquet in the Hugging Face layout: a struct column ``{bytes, path}``, integer labels, class names in metadata."""
+"""Parquet in the Hugging Face layout: a struct column ``{bytes, path}``, integer labels, class names in metadata.
+
+Who speaks, where a column says it, becomes a group of the Dataset.
+"""
 
 from __future__ import annotations
 
@@ -15,15 +18,16 @@ from dlas.data.loaders._bounds import check_size, split_in_name
 
 _SAMPLE_NAMES = ("image", "img", "picture", "audio")
 _STEP = 16  # rows read at once
+_GROUP_NAMES = ("speaker", "speaker_id", "client_id")
 _LABEL_NAMES = ("label", "labels", "fine_label", "class", "target")
 
 
 @loaders.register("parquet")
 class Parquet(Loader):
-    """Encoded samples (images; audio passes as bytes) with or without class labels."""
+    """Encoded samples (images or recordings) with or without class labels."""
 
     name = "parquet"
-    summary = "Parquet table in the Hugging Face image layout"
+    summary = "Parquet table in the Hugging Face layout: encoded images or WAV recordings"
     suffixes = (".parquet",)
 
     @classmethod
@@ -42,13 +46,15 @@ class Parquet(Loader):
         sample, label = _sample_column(schema, path), _label_column(schema)
         meta = file.metadata
         check_size(path, sum(meta.row_group(i).total_byte_size for i in range(meta.num_row_groups)))
-        columns = [sample] + ([label] if label else [])
+        groups = _group_columns(schema)
+        columns = [sample, *([label] if label else []), *groups]
         table = _guarded(path, lambda: _rows(file, columns, path))
         samples = _bytes_of(table.column(sample), path, sample)
         classes = _class_names(schema, label)
         labels = _labels_of(table.column(label), path, label, classes) if label else None
         task = "none" if labels is None else "classify"
-        return Dataset(path.stem, samples, labels, classes, task, f"{path.name}: {sample}")
+        tied = {name: _texts_of(table.column(name), path, name) for name in groups}
+        return Dataset(path.stem, samples, labels, classes, task, f"{path.name}: {sample}", groups=tied)
 
     def describe(self, path: Path) -> DatasetFacts:
         """Rows, columns and class names from the footer."""
@@ -123,6 +129,21 @@ def _label_column(schema: Any) -> str:
 
     whole = [field.name for field in schema if types.is_integer(field.type)]
     return next((name for name in _LABEL_NAMES if name in whole), "")
+
+
+def _group_columns(schema: Any) -> list[str]:
+    import pyarrow.types as types
+
+    def fits(kind: Any) -> bool:
+        return types.is_string(kind) or types.is_large_string(kind) or types.is_integer(kind)
+
+    return [field.name for field in schema if field.name in _GROUP_NAMES and fits(field.type)]
+
+
+def _texts_of(column: Any, path: Path, name: str) -> np.ndarray:
+    if column.null_count:
+        raise DataError(f"{path.name}: {column.null_count} rows have no {name}", "remove or complete them")
+    return np.array([str(value) for value in column.to_pylist()])
 
 
 def _class_names(schema: Any, label: str) -> tuple[str, ...]:

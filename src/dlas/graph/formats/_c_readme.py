@@ -89,7 +89,12 @@ def _preprocessing(found: Preprocessing | None) -> str:
     if found is None:
         return "Not known: feed what the network was trained on."
     steps = []
-    if found.height:
+    if found.features:
+        steps.append(
+            f"{found.height} frames of {found.width} {found.features} features from recordings of "
+            f"{found.sample_rate} samples per second, by the formulas of dlas.data.audio.features"
+        )
+    elif found.height:
         if found.resize:
             how = "both sides" if found.squash else "the short side"
             steps.append(f"resize {how} to {found.resize} pixels")
@@ -104,7 +109,9 @@ def _preprocessing(found: Preprocessing | None) -> str:
     if found.dtype in ("int8", "uint8"):
         zero = f"{'-' if found.quant_zero_point < 0 else '+'} {abs(found.quant_zero_point)}"
         steps.append(f"`q = round(value / {found.quant_scale:.9g}) {zero}`, kept within {found.dtype}")
-    if found.height:
+    if found.features:
+        steps.append("one frame after the other, its features together")
+    elif found.height:
         steps.append("one pixel after the other, its channels together (NHWC)")
     return "\n".join(
         f"{n}. {step}" for n, step in enumerate(steps or ["none: pass the samples as they are"], 1)
