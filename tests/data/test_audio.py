@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from scipy import fft, signal
+from wavs import tone, wav
 
 from dlas.core.errors import DataError, OptionError, UnknownNameError
 from dlas.data.audio.features import features, fitted, mel_weights
@@ -21,7 +22,6 @@ from dlas.data.guess import guess_preprocessing
 from dlas.data.preprocess import iterate, prepare
 from dlas.data.splits import select
 from dlas.graph.preprocessing import Preprocessing
-from wavs import tone, wav
 
 RNG = np.random.default_rng(0)
 MFCC = Preprocessing(49, 10, features="mfcc", sample_rate=8000)

@@ -8,8 +8,7 @@ from dlas.core.errors import DataError, UnknownNameError
 from dlas.core.paths import data_root, resolve
 from dlas.data.dataset import Dataset, DatasetFacts, Loader, loaders
 from dlas.data.loaders._bounds import split_in_name
-from dlas.data.splits import STANDARD
-from dlas.data.splits import select
+from dlas.data.splits import STANDARD, select
 from dlas.data.splits import split as divide
 
 _DEPTH = 2
