@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -16,14 +17,6 @@ from dlas.kernels.asymmetric.survey import SurveyOptions
 from dlas.testing import models as networks
 
 DIGITS = ("asymmetric", "digits-cnn", "--data", "digits", "--rows", "6", "--pixels", "40")
-
-
-def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
-    assert run_command(list(arguments)) == 2
-    captured = capsys.readouterr()
-    assert captured.out == ""
-    (line,) = [line for line in captured.err.splitlines() if line.startswith("dlas: ")]
-    return line
 
 
 def test_two_tables_and_what_they_come_to(capsys: pytest.CaptureFixture[str]) -> None:
@@ -82,24 +75,24 @@ def test_the_machine_and_the_array_can_be_set(capsys: pytest.CaptureFixture[str]
     ],
 )
 def test_wrong_options_are_one_line(
-    arguments: tuple[str, str], word: str, capsys: pytest.CaptureFixture[str]
+    arguments: tuple[str, str], word: str, refused: Callable[..., str]
 ) -> None:
-    assert word in refused(capsys, *DIGITS, *arguments)
+    assert word in refused(*DIGITS, *arguments)
 
 
-def test_networks_and_data_that_do_not_do(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert "--data" in refused(capsys, "asymmetric", "digits-cnn")
-    assert "no-such" in refused(capsys, "asymmetric", "digits-cnn", "--data", "no-such")
-    assert "no-such.onnx" in refused(capsys, "asymmetric", str(tmp_path / "no-such.onnx"), "--data", "digits")
+def test_networks_and_data_that_do_not_do(tmp_path: Path, refused: Callable[..., str]) -> None:
+    assert "--data" in refused("asymmetric", "digits-cnn")
+    assert "no-such" in refused("asymmetric", "digits-cnn", "--data", "no-such")
+    assert "no-such.onnx" in refused("asymmetric", str(tmp_path / "no-such.onnx"), "--data", "digits")
     cut = tmp_path / "cut.onnx"
     cut.write_bytes(networks.residual().to_bytes()[:500])
-    refused(capsys, "asymmetric", str(cut), "--data", "digits")
+    refused("asymmetric", str(cut), "--data", "digits")
     wide = tmp_path / "wide.npz"
     np.savez(wide, x=np.zeros((3, 7), np.float32))
-    refused(capsys, "asymmetric", "digits-cnn", "--data", str(wide))
+    refused("asymmetric", "digits-cnn", "--data", str(wide))
     broken = tmp_path / "nan.npz"
     np.savez(broken, x=np.full((3, 1, 8, 8), np.nan, np.float32))
-    refused(capsys, "asymmetric", "digits-cnn", "--data", str(broken))
+    refused("asymmetric", "digits-cnn", "--data", str(broken))
 
 
 def test_distances() -> None:

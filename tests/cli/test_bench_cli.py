@@ -3,35 +3,20 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from dlas.cli.main import run_command
 from dlas.kernels.extension import missing_native
-from dlas.testing import models as networks
 
 needs_native = pytest.mark.skipif(bool(missing_native()), reason="the native kernels were not built")
 
 
-@pytest.fixture(scope="module")
-def net(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("net") / "net.onnx"
-    path.write_bytes(networks.residual().to_bytes())
-    return path
-
-
-def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
-    assert run_command(list(arguments)) == 2
-    captured = capsys.readouterr()
-    assert captured.out == ""
-    (line,) = [line for line in captured.err.splitlines() if line.startswith("dlas: ")]
-    return line
-
-
 @needs_native
 def test_bench_explains_layer_by_layer_and_writes_a_page(
-    net: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    net: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], refused: Callable[..., str]
 ) -> None:
     page = tmp_path / "bench.html"
     command = [
@@ -54,7 +39,7 @@ def test_bench_explains_layer_by_layer_and_writes_a_page(
     text = page.read_text()
     assert "ratios-0" in text
     assert "Layer by layer" in text
-    assert "exists" in refused(capsys, *command, "--report", str(page))
+    assert "exists" in refused(*command, "--report", str(page))
     assert run_command([*command, "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     engine = next(row for row in found["rows"] if row["backend"].startswith("engine"))
@@ -92,8 +77,8 @@ def test_the_limits_of_the_machine_are_measured_and_remembered(capsys: pytest.Ca
 )
 def test_what_cannot_be_is_one_line(
     arguments: list[str], word: str, net: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    refused: Callable[..., str],
 ) -> None:  # fmt: skip
     monkeypatch.chdir(tmp_path)
-    assert word in refused(capsys, "bench", *[str(net) if a == "NET" else a for a in arguments])
+    assert word in refused("bench", *[str(net) if a == "NET" else a for a in arguments])
     assert list(tmp_path.iterdir()) == []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,29 +13,13 @@ from dlas.cli._engine import engine_choice, engine_target
 from dlas.cli.main import run_command
 from dlas.core.errors import OptionError, UnknownNameError
 from dlas.kernels.extension import missing_native
-from dlas.testing import models as networks
 
 needs_native = pytest.mark.skipif(bool(missing_native()), reason="the native kernels were not built")
 
 
-@pytest.fixture(scope="module")
-def net(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("net") / "net.onnx"
-    path.write_bytes(networks.residual().to_bytes())
-    return path
-
-
-def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
-    assert run_command(list(arguments)) == 2
-    captured = capsys.readouterr()
-    assert captured.out == ""
-    (line,) = [line for line in captured.err.splitlines() if line.startswith("dlas: ")]
-    return line
-
-
 @needs_native
 def test_a_profile_is_a_table_files_and_a_page(
-    net: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    net: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], refused: Callable[..., str]
 ) -> None:
     page, table = tmp_path / "page.html", tmp_path / "p.csv"
     command = [
@@ -58,7 +43,7 @@ def test_a_profile_is_a_table_files_and_a_page(
     assert rows
     assert all(row["name"] in printed.out for row in rows)
     assert "roofline-chart" in page.read_text()
-    line = refused(capsys, *command)
+    line = refused(*command)
     assert "p.csv exists" in line
     assert run_command([*command, "--force", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
@@ -112,10 +97,10 @@ def test_other_back_ends_keep_their_simple_table(net: Path, capsys: pytest.Captu
 )
 def test_what_cannot_be_is_one_line(
     arguments: list[str], word: str, net: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    refused: Callable[..., str],
 ) -> None:  # fmt: skip
     monkeypatch.chdir(tmp_path)
-    assert word in refused(capsys, "profile", *[str(net) if a == "NET" else a for a in arguments])
+    assert word in refused("profile", *[str(net) if a == "NET" else a for a in arguments])
     assert list(tmp_path.iterdir()) == []
 
 
@@ -125,9 +110,9 @@ def test_what_cannot_be_is_one_line(
     [("node:strem=gspc", "node"), ("Convv=gspc", "operator"), ("Gemm=gspc", "gspc cannot compute Gemm")],
 )
 def test_a_rule_that_covers_nothing_is_one_line(
-    rule: str, word: str, net: Path, capsys: pytest.CaptureFixture[str]
+    rule: str, word: str, net: Path, refused: Callable[..., str]
 ) -> None:
-    assert word in refused(capsys, "profile", str(net), "--policy", "rules", "--impl", rule)
+    assert word in refused("profile", str(net), "--policy", "rules", "--impl", rule)
 
 
 def test_options_of_the_command_line_become_options_of_the_engine() -> None:
