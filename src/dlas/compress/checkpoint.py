@@ -42,12 +42,14 @@ _place: ContextVar[_Place | None] = ContextVar("dlas_checkpoints", default=None)
 
 
 @contextlib.contextmanager
-def checkpoints_in(folder: Path) -> Iterator[None]:
+def checkpoints_in(folder: Path | None) -> Iterator[None]:
     """Let every training inside the block keep its checkpoint in ``folder``, which is made when first needed.
+
+    None lets none of them keep any: a method that writes its own, between trainings, has no use for others.
 
     The files stay until the caller, who knows when the result is safe, removes the folder.
     """
-    token = _place.set(_Place(Path(folder)))
+    token = _place.set(None if folder is None else _Place(Path(folder)))
     try:
         yield
     finally:

@@ -45,6 +45,10 @@ OPTIMIZERS = ("sgd", "adamw")
 DECAYS = ("cosine", "none")
 
 
+class DivergedError(DlasError):
+    """The loss, or a weight, became NaN or infinite: what was trained is of no use."""
+
+
 @dataclass(frozen=True)
 class Schedule:
     """How to train.
@@ -150,7 +154,7 @@ def fine_tune(
     Raises:
         DataError: No labels, or labels beyond the network's classes.
         UnsupportedError: An operator that torch cannot train.
-        DlasError: The loss became NaN or infinite.
+        DivergedError: The loss became NaN or infinite.
     """
     if epochs == 0:
         return model
@@ -218,7 +222,7 @@ def train(
         Mean loss of each epoch.
 
     Raises:
-        DlasError: The loss became NaN or infinite; the weights are then of no use.
+        DivergedError: The loss became NaN or infinite; the weights are then of no use.
     """
     if len(inputs) != len(labels):
         raise DataError(f"{len(inputs)} inputs but {len(labels)} labels")
@@ -312,7 +316,7 @@ class _Run:
         value = self.loss(answer[0] if isinstance(answer, tuple) else answer, y, x)
         self.done += 1
         if not math.isfinite(value.item()):
-            raise DlasError(
+            raise DivergedError(
                 f"training diverged in epoch {self.epoch}: the loss is {value.item()}",
                 f"use a smaller learning rate than {schedule.lr:g}",
             )
