@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from dlas.core.errors import OptionError, ShapeError
-from dlas.kernels.formats import int4, po2
+from dlas.kernels.formats import int4
 from dlas.kernels.formats.csr import Csr, to_csr
 from dlas.kernels.reference.conv import conv2d
 from dlas.kernels.reference.lowbit import matmul_w4a8
@@ -180,67 +180,3 @@ def test_w4a8_refuses(change, named):
     given = {"a": np.zeros((2, 16), np.int8), "packed": int4.pack_w4(np.zeros((16, 4), np.int8)), **change}
     with pytest.raises((OptionError, ShapeError), match=named):
         matmul_w4a8(**given)
-
-
-def test_po2_tables():
-    assert po2.po2_table().tolist() == [0, 1, 2, 4, 8, 16, 32, 64, 0, -1, -2, -4, -8, -16, -32, -64]
-    assert po2.po2_table().dtype == np.int8
-    assert po2.po2_table(zero=False).tolist() == [1 << e for e in range(8)] + [-(1 << e) for e in range(8)]
-
-
-@pytest.mark.parametrize("zero", [True, False])
-def test_po2_takes_the_nearest_value(zero):
-    rng = np.random.default_rng(5)
-    w = rng.standard_normal((6, 40)).astype(np.float32)
-    codes, scale = po2.quantize_po2(w, axis=0, zero=zero)
-    assert codes.dtype == np.uint8
-    assert scale.shape == (6,)
-    table = po2.po2_table(zero).astype(np.float64)
-    best = np.abs(w[..., None] - scale[:, None, None] * table).min(axis=-1)
-    back = po2.dequantize_po2(codes, scale, axis=0, zero=zero)
-    np.testing.assert_allclose(np.abs(back - w), best, atol=1e-6)
-    np.testing.assert_allclose(np.abs(back).max(axis=1), np.abs(w).max(axis=1), rtol=1e-6)
-
-
-@pytest.mark.parametrize("zero", [True, False])
-def test_po2_codes_round_trip(zero):
-    codes = np.arange(16, dtype=np.uint8).reshape(2, 8)
-    values = po2.decode_po2(codes, zero=zero)
-    back = po2.encode_po2(values, zero=zero)
-    np.testing.assert_array_equal(po2.decode_po2(back, zero=zero), values)
-    np.testing.assert_array_equal(
-        np.where(back == codes, 0, codes - back), [[0] * 8, [8 if zero else 0] + [0] * 7]
-    )
-
-
-def test_po2_of_zeros_and_one_scale():
-    codes, scale = po2.quantize_po2(np.zeros((2, 3), np.float32))
-    assert codes.tolist() == [[0] * 3] * 2
-    assert scale.shape == ()
-    assert po2.dequantize_po2(codes, scale).tolist() == [[0.0] * 3] * 2
-
-
-def test_po2_codes_pack_as_a_table():
-    w = np.random.default_rng(6).standard_normal((20, 18)).astype(np.float32)
-    codes, _ = po2.quantize_po2(w, axis=1)
-    values = po2.decode_po2(codes)
-    np.testing.assert_array_equal(int4.unpack_w4(int4.pack_w4(values, po2.po2_table())), values)
-
-
-def test_po2_refuses():
-    w = np.ones((2, 3), np.float32)
-    for wrong in (np.float32([[np.nan]]), np.float32([[np.inf]])):
-        with pytest.raises(OptionError, match="NaN or infinity"):
-            po2.quantize_po2(wrong)
-    with pytest.raises(ShapeError, match="int64"):
-        po2.quantize_po2(np.ones((2, 3), np.int64))
-    with pytest.raises(ShapeError, match="axis = 2"):
-        po2.quantize_po2(w, axis=2)
-    with pytest.raises(OptionError, match="codes = 16"):
-        po2.decode_po2(np.uint8([16]))
-    with pytest.raises(ShapeError, match="int8"):
-        po2.decode_po2(np.int8([1]))
-    with pytest.raises(ShapeError, match="scale has the shape"):
-        po2.dequantize_po2(np.zeros((2, 3), np.uint8), np.ones(3, np.float32), axis=0)
-    with pytest.raises(OptionError, match="value = 3"):
-        po2.encode_po2(np.int8([1, 3]))

@@ -7,8 +7,8 @@ import pytest
 
 from dlas.core.errors import OptionError, ShapeError, UnsupportedError
 from dlas.kernels.extension import native
+from dlas.kernels.formats.grids import po2
 from dlas.kernels.formats.int4 import pack_w4
-from dlas.kernels.formats.po2 import decode_po2
 from dlas.kernels.kernel import Context, Node, Operand, kernels
 from dlas.kernels.matmul import matmul_w4a8, w4a8_node
 from dlas.kernels.reference.lowbit import matmul_w4a8 as reference
@@ -211,7 +211,7 @@ def test_powers_of_two(isa: str, name: str, zero: int) -> None:
         inputs = (Operand(a.shape, "int8"), Operand.of(packed.data), Operand.of(scales), None, None)
         node = Node("MatMulPo2", "x", {"K": k, "N": n, "zero": zero}, inputs, (Operand((rows, n)),))
         one, two = (run(name, node, a, c) for c in contexts)
-        expected = a.astype(np.int64) @ decode_po2(codes, zero=bool(zero)).astype(np.int64)
+        expected = a.astype(np.int64) @ po2(zero=bool(zero)).decode_integers(codes).astype(np.int64)
         np.testing.assert_array_equal(one, (expected * 0.5).astype(np.float32))
         np.testing.assert_array_equal(one, two)
 

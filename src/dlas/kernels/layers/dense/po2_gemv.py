@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from dlas.kernels.formats.po2 import po2_table
+from dlas.kernels.formats.grids import po2
 from dlas.kernels.kernel import Context, Node, kernels
 from dlas.kernels.layers.dense._low_bit import PackedMatMul
 
 
 @kernels.register("po2-gemv")
 class Po2Gemv(PackedMatMul):
-    """Inputs of ``MatMulPo2``: those of ``MatMulW4A8``, the packed codes being those of ``formats/po2.py``.
+    """Inputs of ``MatMulPo2``: those of ``MatMulW4A8``, with the codes of ``grids.po2(zero=True)``.
 
     Attributes: ``K``, ``N``, ``group_size``, ``zero_point`` and ``zero`` (1: exponent 0 stands for 0).
     """
@@ -29,4 +29,4 @@ class Po2Gemv(PackedMatMul):
 
     def attributes(self, node: Node) -> dict[str, Any]:
         """The values of the codes as well."""
-        return {**super().attributes(node), "table": [int(v) for v in po2_table()]}
+        return {**super().attributes(node), "table": po2(zero=True).table.tolist()}
