@@ -67,6 +67,11 @@ def answers(
     runner = opened(path, {**(options or {}), **({"kernels": kernels} if kernels else {})}, threads)
     if runner.inputs != len(inputs):
         raise ShapeError(f"{Path(path).name} has {runner.inputs} inputs, {len(inputs)} were given")
+    return answers_of(runner, inputs)
+
+
+def answers_of(runner: Runner, inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """All outputs of an opened file; see :func:`answers`."""
     if len({len(x) if x.ndim else None for x in inputs}) != 1:
         return list(runner.run([np.ascontiguousarray(x) for x in inputs]))  # no rows: one run of these shapes
     count, step = len(inputs[0]), runner.batch or BLOCK

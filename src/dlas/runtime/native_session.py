@@ -5,17 +5,17 @@ The counterpart of :mod:`dlas.runtime.session` for files that nothing was compil
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from dlas.core.errors import DlasError
 from dlas.core.timing import Protocol, Sampler
-from dlas.runtime.native import Runner, filled, opened
+from dlas.runtime.native import Runner, answers_of, filled, opened
 from dlas.runtime.session import hold_to
 
-__all__ = ["feed", "hold_to", "open", "sample", "warm_up"]
+__all__ = ["answers", "feed", "hold_to", "open", "sample", "warm_up"]
 
 _runner: Runner | None = None
 _sampler: Sampler | None = None
@@ -27,12 +27,16 @@ def open(path: str, options: Mapping[str, Any], threads: int) -> None:
     _runner, _sampler = opened(path, options, threads), None
 
 
+def answers(inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """All outputs of the opened file, in its order; see :func:`dlas.runtime.native.answers`."""
+    return answers_of(_opened(), inputs)
+
+
 def feed(inputs: Mapping[str, np.ndarray]) -> None:
     """Run once on one row per input, in the order of the file, and set that as what timed runs compute on."""
     global _sampler
-    if _runner is None:
-        raise DlasError("no file is open in this process", "call dlas.runtime.native_session:open first")
-    run, batch = _runner.run, _runner.batch
+    runner = _opened()
+    run, batch = runner.run, runner.batch
     given = [filled(x, batch) if x.ndim else x for x in inputs.values()]
     run(given)
     _sampler = Sampler(lambda: run(given))
@@ -46,6 +50,12 @@ def warm_up(protocol: Mapping[str, Any]) -> None:
 def sample(seconds: float, min_samples: int = 1, max_seconds: float | None = None) -> list[float]:
     """See :func:`dlas.runtime.session.sample`."""
     return _fed().sample(seconds, min_samples, float("inf") if max_seconds is None else max_seconds)
+
+
+def _opened() -> Runner:
+    if _runner is None:
+        raise DlasError("no file is open in this process", "call dlas.runtime.native_session:open first")
+    return _runner
 
 
 def _fed() -> Sampler:

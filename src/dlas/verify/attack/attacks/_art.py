@@ -1,0 +1,89 @@
+"""The Adversarial Robustness Toolbox, asked for attacks that dlas does not have itself."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+
+from dlas.core.errors import MissingDependencyError
+from dlas.core.lazy import optional_import
+from dlas.verify.attack.attack import Job, within
+from dlas.verify.attack.victim import Victim
+
+REQUIRES = {"art": "attack"}
+_FOR = "this attack (adversarial-robustness-toolbox)"
+
+
+def toolbox(module: str) -> Any:
+    """A module of the toolbox.
+
+    Raises:
+        MissingDependencyError: It is not installed, or another package has its name.
+    """
+    try:
+        return optional_import(module, extra="attack", needed_for=_FOR)
+    except ModuleNotFoundError as error:
+        raise MissingDependencyError("adversarial-robustness-toolbox", "attack", _FOR) from error
+
+
+def differentiable(victim: Victim, classes: int) -> Any:
+    """A classifier of the toolbox with gradients."""
+    import torch
+
+    twin = victim.slopes
+
+    class Network(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return twin.logits(x)
+
+    return toolbox("art.estimators.classification").PyTorchClassifier(
+        model=Network(),
+        loss=torch.nn.CrossEntropyLoss(),
+        input_shape=victim.pixels.shape,
+        nb_classes=classes,
+        clip_values=(0.0, 1.0),
+        device_type="cpu",
+    )
+
+
+def scored(victim: Victim, classes: int) -> Any:
+    """A classifier of the toolbox that gives the scores of the deployed network."""
+    return toolbox("art.estimators.classification").BlackBoxClassifierNeuralNetwork(
+        lambda x: victim.scores(np.asarray(x, np.float32)),
+        victim.pixels.shape,
+        classes,
+        clip_values=(0.0, 1.0),
+        channels_first=victim.pixels.channels != 2,
+    )
+
+
+def classes_of(victim: Victim, job: Job) -> int:
+    """How many scores the network gives."""
+    return victim.scores(job.samples[:1]).shape[1]
+
+
+def found_by(attack: Any, victim: Victim, job: Job, seed: int) -> np.ndarray:
+    """What an attack of the toolbox finds, kept within eps; one that needs a larger change finds nothing."""
+    with seeded(seed):
+        found = attack.generate(
+            x=job.samples, y=np.eye(classes_of(victim, job), dtype=np.float32)[job.labels]
+        )
+    return within(np.asarray(found, np.float32), job)
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """While the toolbox works, which draws from the generators that everybody shares."""
+    import torch
+
+    before = np.random.get_state()  # noqa: NPY002 - it is that generator which has to be put back
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        np.random.seed(seed)  # noqa: NPY002
+        try:
+            yield
+        finally:
+            np.random.set_state(before)  # noqa: NPY002
