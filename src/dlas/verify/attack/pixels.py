@@ -78,10 +78,11 @@ class Pixels:
         kind = np.dtype(self.dtype)
         if kind.kind in "iu":
             scale, zero_point = self.encoding
-            steps = values / scale
+            steps = values.double() / scale  # halves are halves only so; see `quantize`
             whole = torch.copysign(torch.floor(steps.abs() + 0.5), steps)
             limits = np.iinfo(kind)
-            return torch.clamp(steps + (whole - steps).detach() + zero_point, limits.min, limits.max)
+            carried = steps + (whole - steps).detach() + zero_point
+            return torch.clamp(carried, limits.min, limits.max).float()
         return values if kind == np.float32 else values.to(getattr(torch, self.dtype))
 
 

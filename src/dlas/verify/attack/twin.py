@@ -20,6 +20,8 @@ from dlas.verify.attack.pixels import Pixels
 if TYPE_CHECKING:
     import torch
 
+LOSSES = ("cross-entropy", "margin")
+
 _NUMBERS = 2**22  # of the samples that are run together
 _THROUGH = {"QuantizeLinear", "DequantizeLinear", "Identity", "Cast", "Reshape", "Flatten", "Squeeze"}
 
@@ -54,8 +56,14 @@ class Twin:
         parts = [self._part(part) for part in samples.split(self._step(samples))]
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
-    def gradient(self, samples: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """Gradient of the cross-entropy of every sample, ``(N, ...) float32``.
+    def gradient(self, samples: torch.Tensor, labels: torch.Tensor, loss: str = LOSSES[0]) -> torch.Tensor:
+        """Gradient of the loss of every sample, ``(N, ...) float32``.
+
+        Args:
+            samples: In 0..1.
+            labels: Right answers.
+            loss: One of ``LOSSES``; the margin is the best other score less that of the label, which keeps its slope
+                where the network is so sure that the cross-entropy is flat.
 
         Raises:
             NoGradientError: None reaches the samples, or it is not a number.
@@ -66,12 +74,12 @@ class Twin:
         step = self._step(samples)
         for part, known in zip(samples.split(step), labels.split(step), strict=True):
             x = part.detach().clone().requires_grad_()
-            loss = torch.nn.functional.cross_entropy(self.logits(x), known, reduction="sum")
-            if not loss.requires_grad:
+            raised = _LOSS[loss](self.logits(x), known)
+            if not raised.requires_grad:
                 raise NoGradientError(
                     "no gradient reaches the input", "black boxes can attack it: square, nes"
                 )
-            (slope,) = torch.autograd.grad(loss, x, allow_unused=True)
+            (slope,) = torch.autograd.grad(raised, x, allow_unused=True)
             if slope is None:
                 raise NoGradientError(
                     "no gradient reaches the input", "black boxes can attack it: square, nes"
@@ -108,6 +116,21 @@ class Twin:
         if isinstance(scores, tuple):
             scores = scores[0]
         return scores.reshape(len(fed), -1)[:count].float()
+
+
+def _cross_entropy(scores: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    import torch
+
+    return torch.nn.functional.cross_entropy(scores, labels, reduction="sum")
+
+
+def _margin(scores: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    own = scores.gather(1, labels[:, None])
+    others = scores.scatter(1, labels[:, None], float("-inf"))
+    return (others.amax(1) - own[:, 0]).sum()
+
+
+_LOSS = {"cross-entropy": _cross_entropy, "margin": _margin}
 
 
 def _before_softmax(model: Model) -> str:

@@ -14,6 +14,7 @@ from dlas.verify.attack.attack import Job, within
 from dlas.verify.attack.victim import Victim
 
 REQUIRES = {"art": "attack"}
+_TRIES = 50  # of noise with another label than a sample
 _FOR = "this attack (adversarial-robustness-toolbox)"
 
 
@@ -65,13 +66,37 @@ def classes_of(victim: Victim, job: Job) -> int:
     return victim.scores(job.samples[:1]).shape[1]
 
 
-def found_by(attack: Any, victim: Victim, job: Job, seed: int) -> np.ndarray:
+def found_by(attack: Any, victim: Victim, job: Job, seed: int, **given: Any) -> np.ndarray:
     """What an attack of the toolbox finds, kept within eps; one that needs a larger change finds nothing."""
+    labels = np.eye(classes_of(victim, job), dtype=np.float32)[job.labels]
     with seeded(seed):
-        found = attack.generate(
-            x=job.samples, y=np.eye(classes_of(victim, job), dtype=np.float32)[job.labels]
-        )
+        found = attack.generate(x=job.samples, y=labels, **given)
     return within(np.asarray(found, np.float32), job)
+
+
+def walked(attack: Any, victim: Victim, job: Job, seed: int) -> np.ndarray:
+    """What a walk of the toolbox along the boundary finds from starts of ours; its own cannot be repeated."""
+    starts, known = _starts(victim, job, seed)
+    changed = job.samples.copy()
+    if known.any():
+        part = job.take(known)
+        changed[known] = found_by(attack, victim, part, seed, x_adv_init=starts[known])
+    return changed
+
+
+def _starts(victim: Victim, job: Job, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Noise that gets another label than each sample, and which samples none was found for."""
+    draws = job.generators(seed)
+    starts = job.samples.copy()
+    known = np.zeros(len(starts), bool)
+    for _ in range(_TRIES):
+        left = np.flatnonzero(~known)
+        if len(left) == 0:
+            break
+        noise = np.stack([draws[i].uniform(0, 1, starts.shape[1:]) for i in left]).astype(np.float32)
+        lost = victim.scores(noise).argmax(1) != job.labels[left]
+        starts[left[lost]], known[left[lost]] = noise[lost], True
+    return starts, known
 
 
 @contextmanager

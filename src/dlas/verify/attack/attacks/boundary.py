@@ -42,4 +42,4 @@ class Boundary(Attack):
             max_iter=options.steps,
             verbose=False,
         )
-        return _art.found_by(attack, victim, job, options.seed)
+        return _art.walked(attack, victim, job, options.seed)

@@ -42,4 +42,4 @@ class HopSkipJump(Attack):
             init_eval=min(100, options.evaluations),
             verbose=False,
         )
-        return _art.found_by(attack, victim, job, options.seed)
+        return _art.walked(attack, victim, job, options.seed)

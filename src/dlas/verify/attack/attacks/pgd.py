@@ -9,6 +9,7 @@ import numpy as np
 from dlas.core.options import option
 from dlas.verify.attack.attack import Attack, Job, attacks, within
 from dlas.verify.attack.attacks._ascent import ascended
+from dlas.verify.attack.twin import LOSSES
 from dlas.verify.attack.victim import Victim
 
 
@@ -20,6 +21,7 @@ class PgdOptions:
     step: float = option(0.25, "size of a step, as a share of eps", low=1e-6, high=2)
     random_start: bool = option(True, "start anywhere within eps instead of at the sample")
     restarts: int = option(1, "starts; the first one that fools the network counts", low=1, high=1000)
+    loss: str = option("cross-entropy", "what is raised", choices=LOSSES)
     seed: int = option(0, "seed of the starts", low=0)
 
 
@@ -42,7 +44,12 @@ class Pgd(Attack):
             part = job.take(left)
             begin = _begin(part, [draws[i] for i in left]) if options.random_start else part.samples
             found[left] = ascended(
-                victim.slopes, part, begin, steps=options.steps, step=options.step * job.eps
+                victim.slopes,
+                part,
+                begin,
+                steps=options.steps,
+                step=options.step * job.eps,
+                loss=options.loss,
             )
             if start + 1 < options.restarts:
                 left = left[victim.scores(found[left]).argmax(1) == job.labels[left]]
