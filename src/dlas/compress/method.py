@@ -16,6 +16,7 @@ from typing import ClassVar
 import onnx
 
 from dlas.compress.checkpoint import checkpoints_in
+from dlas.compress.costs import Costs
 from dlas.core.cache import Cache, kept_folder, key_of
 from dlas.core.figure import Figure
 from dlas.core.options import Choice, Configurable, options_dict
@@ -55,9 +56,19 @@ class Method(Configurable):
 
     Class attributes:
         needs_data: Whether ``plan`` and ``apply`` need calibration or training rows.
+        takes_costs: Whether both take ``costs=`` (``dlas.compress.costs.Costs``): what networks cost on a device.
     """
 
     needs_data: ClassVar[bool] = False
+    takes_costs: ClassVar[bool] = False
+
+    def depends_on(self) -> list[str]:
+        """Hashes of the files that the options name: with the options, what the result depends on.
+
+        Raises:
+            DataError: One is missing.
+        """
+        return []
 
     @abstractmethod
     def plan(self, model: Model, data: Dataset | None = None) -> Plan:
@@ -74,31 +85,49 @@ class Method(Configurable):
 
 
 def compress_model(
-    model: Model, choice: str | Choice, data: Dataset | None = None, progress: Progress | None = None
+    model: Model,
+    choice: str | Choice,
+    data: Dataset | None = None,
+    progress: Progress | None = None,
+    costs: Callable[[], Costs] | None = None,
 ) -> Model:
-    """Apply one method, given as ``name:key=value`` or a Choice."""
+    """Apply one method, given as ``name:key=value`` or a Choice; ``costs`` is asked if the method takes them."""
     if isinstance(choice, str):
         choice = Choice.parse(choice)
-    return methods.get(choice.name)(**choice.as_dict()).apply(model, data, progress)
+    member = methods.get(choice.name)(**choice.as_dict())
+    return member.apply(model, data, progress, **costs_for(member, costs))
+
+
+def costs_for(member: Method, costs: Callable[[], Costs] | None) -> dict[str, Costs]:
+    """The argument ``costs`` of ``plan`` and ``apply`` of a method; none for one that takes none."""
+    return {"costs": costs()} if costs is not None and member.takes_costs else {}
 
 
 def compress_once(
-    cache: Cache, member: Method, model: Model, data: Dataset | None = None, progress: Progress | None = None
+    cache: Cache,
+    member: Method,
+    model: Model,
+    data: Dataset | None = None,
+    progress: Progress | None = None,
+    costs: Callable[[], Costs] | None = None,
 ) -> Model:
     """As ``member.apply``, but done once: a second process waits for the first, and a killed one is gone on from.
 
-    The key is everything the result depends on: the network with its history, the rows, the options, the code.
+    The key is everything the result depends on: the network with its history, the rows, the options and the files they
+    name, the code, and what ``costs`` were found out on, if the method takes them.
 
     Raises:
         StorageError: The cache cannot be written.
     """
     rows = None if data is None else [data.name, data.task, data.hash]
     content = model.to_bytes()
-    key = key_of("compress", content, member.name, options_dict(member.options), rows, made_with())
+    given = costs_for(member, costs)
+    more = [*member.depends_on(), *(c.where for c in given.values())]
+    key = key_of("compress", content, member.name, options_dict(member.options), rows, made_with(), *more)
 
     def make(folder: Path) -> None:
         with checkpoints_in(kept_folder(folder)):
-            made = member.apply(model, data, progress)
+            made = member.apply(model, data, progress, **given)
         (folder / "model.onnx").write_bytes(made.to_bytes())
 
     made = cache.folder(key, make) / "model.onnx"

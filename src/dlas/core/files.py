@@ -11,6 +11,7 @@ import contextlib
 import ctypes
 import errno
 import fcntl
+import hashlib
 import os
 import re
 import shutil
@@ -246,6 +247,21 @@ def open_regular(path: Path | str, *, folder: int | None = None, follow: bool = 
     except BaseException:
         os.close(handle)
         raise
+
+
+def file_hash(path: Path) -> str:
+    """SHA-256 of a file, or of names, sizes and contents of a folder."""
+    digest = hashlib.sha256()
+    for part in sorted(path.rglob("*")) if path.is_dir() else [path]:
+        if part.is_file():
+            if part != path:
+                digest.update(f"{part.relative_to(path)}\0{part.stat().st_size}\0".encode())
+            with part.open("rb") as file:
+                while block := file.read(1 << 20):
+                    digest.update(block)
+        elif not part.exists() and part == path:
+            digest.update(str(path).encode())  # a built-in data set is named, not stored
+    return digest.hexdigest()
 
 
 def sync(path: Path) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import hashlib
 import json
 import math
 import os
@@ -23,6 +22,7 @@ import numpy as np
 from dlas.compress.method import methods
 from dlas.core.cache import Cache, key_of
 from dlas.core.errors import DlasError, StorageError
+from dlas.core.files import file_hash
 from dlas.core.lazy import distribution_version
 from dlas.core.options import Choice, build_options, options_dict
 from dlas.core.paths import resolve
@@ -310,21 +310,6 @@ def first_rows(path: Path, count: int) -> np.ndarray:
         if by_column:
             return np.load(path)[:rows]
         return np.fromfile(file, dtype, rows * math.prod(shape[1:])).reshape(rows, *shape[1:])
-
-
-def file_hash(path: Path) -> str:
-    """SHA-256 of a file, or of names, sizes and contents of a folder."""
-    digest = hashlib.sha256()
-    for part in sorted(path.rglob("*")) if path.is_dir() else [path]:
-        if part.is_file():
-            if part != path:
-                digest.update(f"{part.relative_to(path)}\0{part.stat().st_size}\0".encode())
-            with part.open("rb") as file:
-                while block := file.read(1 << 20):
-                    digest.update(block)
-        elif not part.exists() and part == path:
-            digest.update(str(path).encode())  # a built-in data set is named, not stored
-    return digest.hexdigest()
 
 
 def _version(backend: Choice) -> str:
