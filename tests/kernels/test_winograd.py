@@ -21,6 +21,7 @@ def _node(
     filters: int,
     pads: tuple[int, ...] = (1, 1, 1, 1),
     *,
+    groups: int = 1,
     seed: int = 0,
     residual: bool = False,
     bias: bool = True,
@@ -29,12 +30,13 @@ def _node(
 ) -> tuple[Node, list[np.ndarray | None], np.ndarray]:
     rng = np.random.default_rng(seed)
     x = rng.standard_normal(shape, dtype=np.float32)
-    w = rng.standard_normal((filters, shape[1], 3, 3), dtype=np.float32) / np.float32(3 * shape[1] ** 0.5)
+    ins = shape[1] // groups
+    w = rng.standard_normal((filters, ins, 3, 3), dtype=np.float32) / np.float32(3 * ins**0.5)
     b = rng.standard_normal(filters, dtype=np.float32) if bias else None
-    y = conv2d(x, w, b, pads=pads)
+    y = conv2d(x, w, b, pads=pads, groups=groups)
     add = rng.standard_normal(y.shape, dtype=np.float32) if residual else None
     attributes = {"kernel_shape": [3, 3], "strides": [1, 1], "pads": list(pads), "dilations": [1, 1]}
-    attributes |= {"group": 1, "act": act, "act_low": -0.5, "act_high": 0.7, **more}
+    attributes |= {"group": groups, "act": act, "act_low": -0.5, "act_high": 0.7, **more}
     operands = (
         Operand(x.shape),
         Operand.of(w),
@@ -45,7 +47,9 @@ def _node(
     return Node("Conv", "n", attributes, operands, (Operand(y.shape),)), [x, w, b, add], expected
 
 
-def _cases(count: int) -> Iterator[tuple[Node, list[np.ndarray | None], np.ndarray]]:
+def _cases(
+    count: int, *, grouped: bool = False
+) -> Iterator[tuple[Node, list[np.ndarray | None], np.ndarray]]:
     rng = np.random.default_rng(17)
     while count:
         height, width = (int(v) for v in rng.integers(1, 16, 2))
@@ -53,11 +57,15 @@ def _cases(count: int) -> Iterator[tuple[Node, list[np.ndarray | None], np.ndarr
         if min(height + pads[0] + pads[2], width + pads[1] + pads[3]) < 3:
             continue
         count -= 1
-        channels, filters = (int(v) for v in rng.integers(1, 40, 2))
+        groups, channels, filters = 1, *(int(v) for v in rng.integers(1, 40, 2))
+        if grouped:  # as many in as out on the way through one block, any whole blocks on the other
+            groups, ins = int(rng.integers(2, 7)), int(rng.choice([2, 4, 8, 16, 16, 32, 48]))
+            channels, filters = groups * ins, groups * (int(rng.choice([16, 32])) if ins > 16 else ins)
         yield _node(
             (int(rng.integers(1, 4)), channels, height, width),
             filters,
             pads,
+            groups=groups,
             seed=count,
             residual=rng.random() < 0.3,
             bias=rng.random() < 0.7,
@@ -71,6 +79,34 @@ def test_it_is_close_to_the_reference() -> None:
         same_for_all_machines("winograd", node, arrays, [expected])
 
 
+def test_groups_are_close_to_the_reference() -> None:
+    for node, arrays, expected in _cases(220, grouped=True):
+        same_for_all_machines("winograd", node, arrays, [expected])
+
+
+@pytest.mark.parametrize("ins", [2, 4, 8, 16, 32])
+def test_groups_do_not_see_each_other(ins: int) -> None:
+    node, arrays, _ = _node((1, 3 * ins, 9, 6), 3 * ins, groups=3, tile=4)
+    kernel, here = kernels.get("winograd")(), Context.here()
+    before = Bench(kernel, node, arrays, here).run()[0]
+    x = arrays[0]
+    assert x is not None
+    x[:, ins : 2 * ins] = np.nan
+    after = Bench(kernel, node, arrays, here).run()[0]
+    assert np.isnan(after[:, ins : 2 * ins]).all()
+    for own in (slice(0, ins), slice(2 * ins, None)):
+        assert before[:, own].tobytes() == after[:, own].tobytes()
+
+
+@pytest.mark.parametrize("act", [0, 1])
+def test_what_is_no_number_stays_so(act: int) -> None:
+    node, arrays, _ = _node((1, 32, 8, 8), 32, tile=4, act=act)
+    assert arrays[0] is not None
+    arrays[0][0, 3, 2, 2] = np.nan
+    found = Bench(kernels.get("winograd")(), node, arrays, Context.here()).run()[0]
+    assert np.isnan(found[:, :, 1:4, 1:4]).all()
+
+
 def test_batches_and_several_panels() -> None:
     for tile in (2, 4):
         node, arrays, expected = _node((2, 70, 30, 29), 33, tile=tile, act=1)
@@ -79,6 +115,9 @@ def test_batches_and_several_panels() -> None:
             (1, 130, 15, 15), 128, tile=tile, residual=True
         )  # threads share a panel
         same_for_all_machines("winograd", node, arrays, [expected])
+        for groups in (3, 6, 12):
+            node, arrays, expected = _node((2, 96, 27, 30), 96, groups=groups, tile=tile, act=1)
+            same_for_all_machines("winograd", node, arrays, [expected])
 
 
 @pytest.mark.parametrize(("tile", "bound"), [(2, 2e-6), (4, 1e-5)])
@@ -95,7 +134,12 @@ def test_it_refuses_what_it_cannot_win() -> None:
     if here.block == 16:
         assert kernel.refuses(_node((1, 64, 2, 2), 64)[0], here).startswith("tiles waste")
         assert not kernel.refuses(_node((1, 64, 14, 14), 64)[0], here)
+        assert not kernel.refuses(_node((1, 64, 14, 14), 64, groups=8)[0], here)
+        assert kernel.refuses(_node((1, 64, 14, 14), 64, groups=32)[0], here).startswith("tiles waste")
     assert "tiles of 2 and 4" in kernel.refuses(_node((1, 4, 8, 8), 4, tile=6)[0], here)
+    for groups, ins, outs in ((2, 3, 3), (3, 8, 4), (2, 24, 20), (4, 1, 1)):
+        node = _node((1, groups * ins, 8, 8), groups * outs, groups=groups, tile=4)[0]
+        assert "neither are nor make up blocks" in kernel.refuses(node, here)
     strided = _node((1, 4, 8, 8), 4)[0]
     strided.attributes["strides"][0] = 2
     assert "3 x 3 with stride 1" in kernel.refuses(strided, here)
