@@ -81,9 +81,10 @@ def weight_grid(
     *,
     bias: np.ndarray | None = None,
     input_scale: float = 1.0,
+    top: np.ndarray | float = 127.0,
     name: str = "weight",
 ) -> Grid:
-    """Symmetric narrow-range int8 grid, scale = max |w| / 127 along ``axis``.
+    """Symmetric narrow-range int8 grid, scale = max |w| / ``top`` along ``axis``.
 
     A channel without weights takes the largest scale of the tensor: its codes are 0 at any scale, and its bias is then
     as fine as that of the others. A channel whose bias would leave int32 is given a larger scale.
@@ -94,6 +95,7 @@ def weight_grid(
         bias: ``(channels,) float32`` that will be stored as int32 with scale ``input_scale * scale``; its length is a
             multiple of the number of scales (groups of a transposed convolution share theirs).
         input_scale: Scale of the layer's input.
+        top: Code of the largest weight, one or ``(channels,)``: less than 127 where weights are on fewer levels.
         name: Tensor named in errors.
 
     Raises:
@@ -109,7 +111,7 @@ def weight_grid(
     else:
         others = tuple(i for i in range(weight.ndim) if i != axis)
         peak = np.abs(weight).max(axis=others, initial=0.0).astype(np.float64)
-    scale = peak / 127.0
+    scale = peak / top
     floor = max(_TINY_WEIGHT, float(scale.max(initial=0.0)) * 2.0**-24)
     dead = scale < floor
     scale[dead] = scale.max(initial=0.0) if (~dead).any() else 1.0 / 127.0

@@ -123,8 +123,10 @@ def fine_tune(
     weight_decay: float = 5e-4,
     clip_norm: float = 0.5,
     augment: str = "flip",
+    optimizer: str = "sgd",
     masks: Mapping[str, np.ndarray] | None = None,
     loss: LossHook | None = None,
+    prepared: Callable[[Any], object] | None = None,
     threads: int = 2,
     progress: Progress | None = None,
     checkpoint: Path | None = None,
@@ -142,8 +144,11 @@ def fine_tune(
         weight_decay: L2 penalty on weights.
         clip_norm: Largest norm of the gradient of one step.
         augment: ``none``, ``flip``, ``shift`` or ``flip-shift``; left out for inputs that are not images.
+        optimizer: ``sgd`` or ``adamw``.
         masks: Initializer name to an array of its shape; where it is zero, the weight is set to zero and stays so.
         loss: Loss in place of the cross-entropy.
+        prepared: Given the module before it is trained, to change its weights and values as they are read
+            (``on_weight``, ``on_value``); what comes back are the weights behind such changes.
         threads: Threads of torch.
         progress: Told how far it is.
         checkpoint: File to go on from after a kill; see :func:`train`.
@@ -163,10 +168,14 @@ def fine_tune(
 
     labels = _labels(data)
     module = to_torch(model)
+    if prepared is not None:
+        prepared(module)
     inputs = prepare(data, model)
     images = inputs.ndim == 4 and (model.preprocessing is None or model.preprocessing.layout == "NCHW")
     augment = augment if images else "none"
-    schedule = Schedule(epochs, lr, batch_size, seed, momentum, weight_decay, augment, clip_norm, threads)
+    schedule = Schedule(
+        epochs, lr, batch_size, seed, momentum, weight_decay, augment, clip_norm, threads, optimizer=optimizer
+    )
     losses = train(
         module,
         inputs,

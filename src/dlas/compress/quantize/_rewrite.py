@@ -6,6 +6,8 @@ import onnx_ir as ir
 
 from dlas.compress.qdq import Grid, QdqWriter, bias_codes, weight_grid
 from dlas.compress.quantize._scheme import RULES, Scheme, constant, data_inputs, input_at, weight_axis
+from dlas.kernels.formats.grid import Grid as Levels
+from dlas.kernels.formats.recovery import tops
 
 
 class Rewriter:
@@ -19,12 +21,14 @@ class Rewriter:
         *,
         per_channel: bool = True,
         io: str = "float32",
+        levels: Levels | None = None,
     ) -> None:
         self.graph = graph
         self.scheme = scheme
         self.grids = grids
         self.per_channel = per_channel
         self.io = io
+        self.levels = levels  # whose integers are stored where weights are on them
         self.writer = QdqWriter(graph)
         self.active = set(scheme.nodes)
         self.notes: list[str] = []
@@ -60,7 +64,10 @@ class Rewriter:
             return
         input_scale = self.grid(source).scale
         axis = weight_axis(node) if self.per_channel else None
-        grid = weight_grid(weight, axis, bias=bias, input_scale=float(input_scale), name=str(value.name))
+        top = tops(weight, axis, self.levels) if self.levels is not None else 127.0
+        grid = weight_grid(
+            weight, axis, bias=bias, input_scale=float(input_scale), top=top, name=str(value.name)
+        )
         stored = self.writer.dequantized_constant(grid.quantize(weight, -127), grid, str(value.name))
         self.graph.insert_before(node, stored)
         node.replace_input_with(1, stored.outputs[0])

@@ -16,6 +16,7 @@ from dlas.compress.quantize._rewrite import Rewriter, weighted
 from dlas.compress.quantize._scheme import Scheme, choose, constant, input_at
 from dlas.core.errors import UnsupportedError
 from dlas.graph.model import Model, TensorSpec
+from dlas.kernels.formats.grid import Grid as Levels
 
 _QUANTIZED = ("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "QLinearConv", "QLinearMatMul")
 
@@ -30,13 +31,7 @@ def prepare(model: Model) -> ir.Model:
         raise UnsupportedError(
             f"{model.name} uses ONNX opset {opset}; int8 needs 13 or newer", "convert it to opset 18 first"
         )
-    for node in model.ir.graph:
-        weights = node.op_type == "DequantizeLinear" and constant(input_at(node, 0)) is not None
-        if node.op_type in _QUANTIZED and not weights:
-            raise UnsupportedError(
-                f"{model.name} is already quantised (node {node.name!r} is a {node.op_type})",
-                "start from the float network",
-            )
+    refuse_quantized(model)
     for spec in model.inputs:
         if spec.dtype == "float16":
             raise UnsupportedError(
@@ -48,6 +43,17 @@ def prepare(model: Model) -> ir.Model:
     fold_padding(graph)  # no runtime does so once both ends are quantised
     lower(graph.graph)
     return graph
+
+
+def refuse_quantized(model: Model) -> None:
+    """Raise UnsupportedError where activations are quantised; weights alone may be."""
+    for node in model.ir.graph:
+        weights = node.op_type == "DequantizeLinear" and constant(input_at(node, 0)) is not None
+        if node.op_type in _QUANTIZED and not weights:
+            raise UnsupportedError(
+                f"{model.name} is already quantised (node {node.name!r} is a {node.op_type})",
+                "start from the float network",
+            )
 
 
 def require_layers(model: Model, scheme: Scheme) -> None:
@@ -148,11 +154,12 @@ def bias_shifts(
     rows: int,
     progress: Callable[[float], Any] | None = None,
     float_means: FloatMeans | None = None,
+    levels: Levels | None = None,
 ) -> list[np.ndarray]:
     """What :func:`corrected` layers lose on the mean, ``(channels,)`` each; ``graph`` stays as it is.
 
-    ``keep_float`` and ``outputs`` are those of :func:`~dlas.compress.quantize._scheme.choose`, the rest those of
-    :func:`~dlas.compress.quantize._bias.mean_errors`.
+    ``keep_float`` and ``outputs`` are those of :func:`~dlas.compress.quantize._scheme.choose`, ``levels`` those of the
+    Rewriter, the rest those of :func:`~dlas.compress.quantize._bias.mean_errors`.
     """
     copy, trial = graph.clone(), graph.clone()
     float_scheme = choose(copy.graph, keep_float, outputs)
@@ -162,7 +169,7 @@ def bias_shifts(
     trial_layers = corrected(trial_scheme)
     biases = [input_at(layer, 2) for layer in trial_layers]
     trial_grids = {root: by_name[root.name] for root in roots}
-    Rewriter(trial.graph, trial_scheme, trial_grids, per_channel=per_channel).run()
+    Rewriter(trial.graph, trial_scheme, trial_grids, per_channel=per_channel, levels=levels).run()
     for layer, bias in zip(trial_layers, biases, strict=True):
         if bias is not None:
             layer.replace_input_with(2, bias)  # its own rounding is done anew, not corrected

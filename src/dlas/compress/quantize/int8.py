@@ -46,6 +46,7 @@ from dlas.core.figure import Figure, Source
 from dlas.core.options import option, options_dict
 from dlas.data.dataset import Dataset
 from dlas.graph.model import Model, Step, step_versions
+from dlas.kernels.formats.grid import Grid as Levels
 
 
 @dataclass(frozen=True)
@@ -109,6 +110,12 @@ class Int8(Method):
             DataError: No rows, rows of another shape, or activations that are not finite.
             ModelError: Weights that are not finite.
         """
+        return self.on_levels(model, data, progress, None)
+
+    def on_levels(
+        self, model: Model, data: Dataset | None, progress: Progress | None, levels: Levels | None
+    ) -> Model:
+        """As :meth:`apply`; layers whose weights are all on ``levels`` hold the integers of these, not 127ths."""
         graph = prepare(model)
         scheme = choose(graph.graph, self.options.keep_float)
         require_layers(model, scheme)
@@ -134,11 +141,14 @@ class Int8(Method):
                 batches,
                 keep_float=options.keep_float,
                 per_channel=options.per_channel,
+                levels=levels,
                 rows=rows,
                 progress=None if progress is None else lambda f: progress(0.6 + 0.3 * f, "correcting biases"),
             )
             add_to_bias(graph.graph, corrected(scheme), shifts)
-        rewriter = Rewriter(graph.graph, scheme, grids, per_channel=options.per_channel, io=options.io)
+        rewriter = Rewriter(
+            graph.graph, scheme, grids, per_channel=options.per_channel, io=options.io, levels=levels
+        )
         notes = rewriter.run()
         guard_float_layers(graph.graph)
         RemoveUnusedNodesPass()(graph)
