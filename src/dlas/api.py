@@ -119,7 +119,7 @@ def untrained(choice: str) -> Model:
         torch.manual_seed(0)
         module = architecture.build()
         example = torch.randn(1, *architecture.input_shape)
-    return from_module(module, example, choice.replace(":", " "))
+    return from_module(module, example, choice.replace(":", " "), architecture.preprocessing)
 
 
 def save(model: Model, path: str | Path) -> Written:
