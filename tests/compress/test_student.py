@@ -28,7 +28,7 @@ from dlas.testing.methods import MethodSuite
 
 
 class TestStudent(MethodSuite):
-    method = "student:threads=1,epochs=1,rows=16"
+    method = "student:threads=1,epochs=1,train_rows=16"
 
 
 class TestStudentOfPrunedWeights(MethodSuite):
@@ -287,7 +287,7 @@ def test_the_plan_shows_channels_scores_and_costs() -> None:
 
 def test_measured_costs_come_in_as_functions() -> None:
     """And widths follow their stairs; the plan and the result agree."""
-    method = methods.get("student")(latency_ms=8.0, threads=1, epochs=1, rows=16)
+    method = methods.get("student")(latency_ms=8.0, threads=1, epochs=1, train_rows=16)
     model, costs, data = plain(), stairs(16), rows()
     small = Dataset("small", np.asarray(data.samples)[:, :, :8, :8].copy(), data.labels)
     plan = method.plan(model, small, costs=costs)  # type: ignore[call-arg]

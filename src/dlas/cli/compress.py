@@ -63,11 +63,11 @@ def compress(
     json: Json = False,
 ) -> None:
     """Compress a network. Options of a single method may follow as --sparsity 0.8."""
-    from dlas.api import load, model_path, prepared_for
+    from dlas.api import load, prepared_for
     from dlas.cli._shared import dataset
 
     members = _members([*methods, *context.args])
-    target = output or _default_target(model_path(model), members)
+    target = output or _default_target(model, members)
     if not plan:
         check_target(target, force)
     found = dataset(data, split, rows)
@@ -122,23 +122,32 @@ def _members(arguments: list[str]) -> list[Method]:
     return [methods.get(c.name)(**{**c.as_dict(), **options}) for c in choices]
 
 
-def _default_target(source: Path, members: list[Method]) -> Path:
+def _default_target(model: str, members: list[Method]) -> Path:
+    from dlas.api import is_architecture, model_path
     from dlas.graph.format import format_for
 
+    steps = "-".join(m.name for m in members)
+    if is_architecture(model):
+        return Path(f"{model.partition(':')[0]}-{steps}.onnx")
+    source = model_path(model)
     ending = source.suffix.lower() if format_for(source).can_write else ".onnx"
-    return Path(f"{source.stem}-{'-'.join(m.name for m in members)}{ending}")
+    return Path(f"{source.stem}-{steps}{ending}")
 
 
 def _plans(network: Model, members: list[Method], data: Dataset | None) -> list[Plan]:
     """What each method would change; all but the last are carried out, as the next one sees their result."""
+    from dlas.compress.method import costs_for
+    from dlas.runtime.costs import engine_costs
+
     plans = []
     with Bar() as bar:
         bar.start(len(members))
         for at, member in enumerate(members):
             bar.step(f"compress: {member.name}")
-            plans.append(member.plan(network, data))
+            given = costs_for(member, engine_costs)
+            plans.append(member.plan(network, data, **given))
             if at < len(members) - 1:
-                network = member.apply(network, data)
+                network = member.apply(network, data, **given)
             bar.advance()
     return plans
 
@@ -147,6 +156,7 @@ def _applied(network: Model, members: list[Method], data: Dataset | None) -> Mod
     """The network after all methods, with progress in hundredths; what was done before is in the cache."""
     from dlas.compress.method import compress_once
     from dlas.core.cache import Cache
+    from dlas.runtime.costs import engine_costs
 
     cache = Cache()
     with Bar() as bar:
@@ -162,7 +172,7 @@ def _applied(network: Model, members: list[Method], data: Dataset | None) -> Mod
                 bar.step(text)
                 bar.advance(units)
 
-            network = compress_once(cache, member, network, data, tell)
+            network = compress_once(cache, member, network, data, tell, engine_costs)
     return network
 
 

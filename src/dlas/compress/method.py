@@ -11,7 +11,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import onnx
 
@@ -98,7 +98,7 @@ def compress_model(
     return member.apply(model, data, progress, **costs_for(member, costs))
 
 
-def costs_for(member: Method, costs: Callable[[], Costs] | None) -> dict[str, Costs]:
+def costs_for(member: Method, costs: Callable[[], Costs] | None) -> dict[str, Any]:
     """The argument ``costs`` of ``plan`` and ``apply`` of a method; none for one that takes none."""
     return {"costs": costs()} if costs is not None and member.takes_costs else {}
 

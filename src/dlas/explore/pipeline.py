@@ -21,10 +21,11 @@ import numpy as np
 
 from dlas.compress.method import methods
 from dlas.core.cache import Cache, key_of
+from dlas.core.environment import cpu_model
 from dlas.core.errors import DlasError, StorageError
 from dlas.core.files import file_hash
 from dlas.core.lazy import distribution_version
-from dlas.core.options import Choice, build_options, options_dict
+from dlas.core.options import Choice, options_dict
 from dlas.core.paths import resolve
 from dlas.core.provenance import made_with
 from dlas.data.dataset import loaders
@@ -217,13 +218,14 @@ class Workbench:
         """The network after a pipeline; every prefix is cached."""
         made, rows = self.network, _content(self.calibration)
         for count, choice in enumerate(pipeline.steps, 1):
-            options = options_dict(
-                build_options(methods.get(choice.name).Options, choice.as_dict(), choice.name)
-            )
+            member = methods.get(choice.name)(**choice.as_dict())
+            options = options_dict(member.options)
+            # What was measured for a network holds on this processor.
+            more = [*member.depends_on(), *([cpu_model()] if member.takes_costs else [])]
             made = self.make(
                 f"compress: {Pipeline(pipeline.steps[:count])}",
                 "compress_network",
-                [made.facts["hash"], self.network.facts["hash"], choice.name, options, rows],
+                [made.facts["hash"], self.network.facts["hash"], choice.name, options, rows, *more],
                 str(made),
                 str(self.network),
                 FOLDER,

@@ -73,13 +73,14 @@ def compress_network(
     network: str, original: str, folder: str, method: str, options: Mapping[str, Any], data: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Apply one compression method and list what it changed against the original."""
-    from dlas.compress.method import methods
+    from dlas.compress.method import costs_for, methods
     from dlas.graph.changes import diff
+    from dlas.runtime.costs import engine_costs
 
     member = methods.get(method)(**options)
     rows = open_rows(data) if data else None
     with checkpoints_in(kept_folder(Path(folder))):
-        model = member.apply(read_network(network), rows)
+        model = member.apply(read_network(network), rows, **costs_for(member, engine_costs))
     facts = write_network(model, folder)
     facts["notes"] = [note for step in model.history for note in step.notes]
     changes = diff(read_network(original), model)

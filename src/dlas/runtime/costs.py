@@ -21,7 +21,8 @@ from dlas.runtime.engine.select import candidates
 
 CHOICE = "engine:policy=measure"
 _WARM = 5
-_RUNS = 60
+_BLOCKS = 5
+_RUNS = 100
 
 
 def engine_costs(threads: int = 1, *, runs: int = _RUNS) -> Costs:
@@ -29,12 +30,12 @@ def engine_costs(threads: int = 1, *, runs: int = _RUNS) -> Costs:
 
     A layer costs what its fastest kernel takes in whatever layout it likes best; such times are remembered per machine
     (``runtime.engine.timings``), so that a search that was interrupted goes on where it was. A network costs the
-    median of ``runs`` runs after 5 that do not count. With one thread both are processor time, which other processes
-    disturb little.
+    least of the medians of 5 blocks of runs, after 5 runs that do not count. With one thread both are processor time,
+    which other processes disturb little.
 
     Args:
         threads: Threads of the engine.
-        runs: Runs behind the time of a network.
+        runs: Runs behind the time of a network, in all blocks.
     """
     context = Context.here(threads, "native")
     return Costs(
@@ -61,12 +62,15 @@ def network_ms(model: Model, *, threads: int = 1, runs: int = _RUNS) -> float:
 def _median_ms(run: Callable[[], object], clock: Callable[[], int], runs: int) -> float:
     for _ in range(_WARM):
         run()
-    taken = []
-    for _ in range(runs):
-        start = clock()
-        run()
-        taken.append(clock() - start)
-    return float(np.median(taken)) * 1e-6
+    medians = []
+    for _ in range(_BLOCKS):
+        taken = []
+        for _ in range(-(-runs // _BLOCKS)):
+            start = clock()
+            run()
+            taken.append(clock() - start)
+        medians.append(np.median(taken))
+    return float(min(medians)) * 1e-6
 
 
 def _layer_ms(context: Context, cost: Callable[..., float], layer: LayerShape) -> float:

@@ -64,7 +64,7 @@ class Options:
         choices=("scratch", "pruned"),
     )
     epochs: int = option(30, "epochs of training", low=0)
-    rows: int = option(0, "training rows per epoch; 0 uses all", low=0)
+    train_rows: int = option(0, "training rows per epoch; 0 uses all", low=0)
     lr: float = option(0.1, "learning rate", low=0.0)
     batch_size: int = option(128, "batch size", low=1)
     weight_decay: float = option(5e-4, "L2 penalty on weights", low=0.0)
@@ -306,7 +306,7 @@ class Student(Method):
         from dlas.graph.torch_module import to_torch, weights_back
 
         options = self.options
-        count = min(options.rows, len(data)) if options.rows else len(data)
+        count = min(options.train_rows, len(data)) if options.train_rows else len(data)
         taken = data if count == len(data) else data.take(np.arange(count) * len(data) // count)
         if options.init == "scratch":
             student = fresh(student, options.seed)
