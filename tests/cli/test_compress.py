@@ -99,3 +99,13 @@ def test_without_a_target_the_format_stays(
     (tmp_path / "weights-float16.onnx").write_text("kept")
     assert run_command(["compress", "weights.pt", "float16"]) == 2
     assert "weights-float16.onnx exists" in capsys.readouterr().err
+
+
+def test_an_architecture_is_compressed_into_a_file_of_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run_command(["compress", "digits-cnn", "magnitude"]) == 0  # this one is shipped, with its weights
+    assert run_command(["compress", "ds-cnn:classes=3", "magnitude"]) == 0
+    assert {p.name for p in tmp_path.iterdir()} == {"digits-cnn-magnitude.onnx", "ds-cnn-magnitude.onnx"}
+    assert "Traceback" not in capsys.readouterr().err
