@@ -50,6 +50,14 @@ def test_groups_divide_the_weights_of_the_stages() -> None:
     assert parameters("wide-resnet:groups=16") < 0.15 * parameters("wide-resnet")
 
 
+def test_mobilenet_for_small_images_shrinks_less_and_weighs_the_same() -> None:
+    whole = parameters("mobilenet-v2:size=32")
+    for reduction in (32, 16, 8):
+        module = architecture_for(f"mobilenet-v2:size=32,reduction={reduction}").build()
+        assert module.features(torch.zeros(1, 3, 32, 32)).shape[2:] == (32 // reduction,) * 2
+        assert sum(p.numel() for p in module.parameters()) == whole
+
+
 def test_shortcut_takes_every_second_pixel_and_pads_channels_on_both_sides() -> None:
     module = architecture_for("cifar-resnet").build()
     x = torch.randn(1, 16, 6, 6)

@@ -1,20 +1,22 @@
 """Unstructured pruning: the weights nearest to zero become zero, wherever they are.
 
-Han et al. 2015, "Learning both weights and connections for efficient neural networks". Linear in the number of
-weights. The file shrinks only under compression or in a sparse format, and dense kernels run no faster: use
-``channel`` where time matters.
+Han et al. 2015, "Learning both weights and connections for efficient neural networks"; with ``threshold``, a layer
+loses what is smaller than so many of its standard deviations, as there. With ``steps`` and
+``finetune_epochs`` the sparsity rises along a cubic curve (Zhu and Gupta 2017, arXiv:1710.01878) and the network is
+trained after each step, zeros kept at zero. Without training linear in the number of weights. The file shrinks only
+under compression or in a sparse format, and dense kernels run no faster: use ``channel`` where time matters.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
 import onnx_ir as ir
 
 from dlas.compress.method import Change, Method, Plan, Progress, methods
-from dlas.core.errors import ModelError, UnsupportedError
+from dlas.core.errors import DataError, ModelError, UnsupportedError
 from dlas.core.figure import Figure, Source
 from dlas.core.options import option, options_dict
 from dlas.data.dataset import Dataset
@@ -22,10 +24,11 @@ from dlas.graph.model import Model, Step, step_versions
 
 PRUNED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 _LAYOUT = ("Transpose", "Reshape", "Identity", "Squeeze", "Unsqueeze", "Cast")
+_CSR = "float32 values, 16-bit columns where they suffice, 32-bit row pointers"
 _FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE)
 _NOTES = (
     "dense kernels run no faster on zeros; a runtime with sparse kernels gains from about 70-80 % sparsity",
-    "CSR (float32 value, int32 column) takes fewer bytes than dense storage only above 50 % sparsity",
+    "CSR takes fewer bytes than dense storage only above 50 % sparsity with columns of 32 bits, a third with 16 bits",
 )
 
 
@@ -40,6 +43,18 @@ class Options:
         choices=("global", "layer"),
     )
     keep_first: bool = option(True, "leave the first convolution alone")
+    threshold: float = option(
+        0.0,
+        "zero what is below so many standard deviations of its layer; in place of sparsity, 0 is off",
+        low=0.0,
+    )
+    steps: int = option(1, "steps in which the sparsity rises, along a cubic curve", low=1)
+    finetune_epochs: int = option(0, "epochs of training after each step", low=0)
+    finetune_rows: int = option(0, "training rows per epoch; 0 uses all", low=0)
+    lr: float = option(0.01, "learning rate of the training", low=0.0)
+    batch_size: int = option(128, "batch size of the training", low=1)
+    threads: int = option(2, "threads of torch", low=1)
+    seed: int = option(0, "seed of the training", low=0)
 
 
 @dataclass(frozen=True)
@@ -57,33 +72,42 @@ class _Target:
 
 @methods.register("magnitude")
 class Magnitude(Method):
-    """Zero the smallest weights of convolutions and matrix products; biases and batch norms are left alone."""
+    """Zero the smallest weights of convolutions and matrix products; biases and batch norms are left alone.
+
+    ``needs_data`` is False for the family member; an instance says by :attr:`wants_data` whether its options need rows.
+    """
 
     name = "magnitude"
     summary = "Unstructured pruning: the weights nearest to zero become zero"
     Options = Options
     options: Options
 
+    @property
+    def wants_data(self) -> bool:
+        """Whether ``apply`` needs training rows with these options."""
+        return self.options.finetune_epochs > 0
+
     def plan(self, model: Model, data: Dataset | None = None) -> Plan:
-        """Sparsity of every prunable weight before and after; needs no rows."""
+        """Sparsity of every prunable weight before and after; needs no rows, and sees no training in between."""
         targets, masks, notes = self._choose(model)
         changes = []
-        dense = stored = 0
-        for target, mask in zip(targets, masks, strict=True):
-            before, after = _zeros(target.array), int((mask | (target.array == 0)).sum())
-            if after != before:
-                size = target.array.size
-                changes.append(
-                    Change(target.name, "weights to zero", _share(before, size), _share(after, size))
-                )
-            dense += 4 * target.array.size
-            stored += 8 * (target.array.size - after) + 4 * (target.array.shape[0] + 1)
+        after = [np.where(mask, 0, t.array) for t, mask in zip(targets, masks, strict=True)]
+        for target, array in zip(targets, after, strict=True):
+            size = array.size
+            if _zeros(array) != _zeros(target.array):
+                before = _share(_zeros(target.array), size)
+                changes.append(Change(target.name, "weights to zero", before, _share(_zeros(array), size)))
         expected = {
-            "sparsity_before": _fraction(targets, [t.array == 0 for t in targets]),
-            "sparsity": _fraction(targets, [m | (t.array == 0) for t, m in zip(targets, masks, strict=True)]),
-            "dense_bytes": Figure(dense, "bytes", Source.ESTIMATED, note="prunable weights in float32"),
-            "csr_bytes": Figure(stored, "bytes", Source.ESTIMATED, note="float32 values, int32 indices"),
+            "sparsity_before": _fraction([t.array for t in targets], Source.ESTIMATED),
+            "sparsity": _fraction(after, Source.ESTIMATED),
+            "dense_bytes": Figure(
+                4 * sum(a.size for a in after), "bytes", Source.ESTIMATED, note="prunable weights in float32"
+            ),
+            "csr_bytes": Figure(csr_bytes(after), "bytes", Source.ESTIMATED, note=_CSR),
         }
+        if self.options.steps > 1:
+            rising = ", ".join(f"{self._share(k):.3f}" for k in range(1, self.options.steps + 1))
+            notes = (f"in {self.options.steps} steps, at these shares of the aim: {rising}", *notes)
         return Plan(self.spelled(), tuple(changes), expected, notes)
 
     def apply(self, model: Model, data: Dataset | None = None, progress: Progress | None = None) -> Model:
@@ -92,35 +116,88 @@ class Magnitude(Method):
         Raises:
             UnsupportedError: The network has no float weights that may be pruned; says why.
             ModelError: A weight is NaN or infinite.
+            DataError: Training is asked for and no rows were given.
+            DivergedError: The loss became NaN.
         """
-        targets, masks, notes = self._choose(model)
-        graph = model.editable()
-        for done, (target, mask) in enumerate(zip(targets, masks, strict=True), start=1):
-            name = str(target.value.name)
-            kept = np.where(mask, target.array.dtype.type(0), target.array)
-            graph.graph.initializers[name].const_value = ir.tensor(kept, name=name)
-            if progress is not None:
-                progress(done / len(targets), f"pruned {target.name}")
-        size = sum(t.array.size for t in targets)
-        zeros = sum(int((m | (t.array == 0)).sum()) for t, m in zip(targets, masks, strict=True))
-        step = Step(
-            self.name,
-            options_dict(self.options),
-            step_versions("numpy", "onnx-ir"),
-            (f"{zeros} of {size} prunable weights are zero", *notes),
-        )
-        return model.with_step(graph, step)
+        options = self.options
+        if self.wants_data and data is None:
+            raise DataError(
+                f"{self.spelled()} needs training rows and none were given",
+                "pass a data set (`--data D`), or leave out finetune_epochs",
+            )
+        tell = progress or (lambda fraction, text: None)
+        current, told = model, []
+        targets: list[_Target] = []
+        notes: dict[str, None] = {}
+        steps = options.steps if self.wants_data else 1  # without training in between they come to the same
+        for step in range(1, steps + 1):
+            targets, masks, found = self._choose(current, self._share(step) if steps > 1 else 1.0)
+            notes.update(dict.fromkeys(found))
+            current = replace(current, ir=_masked(current, targets, masks), torch_module=None)
+            if data is not None and self.wants_data:
+                current, loss = self._trained(current, targets, data, step, steps, tell)
+                told.append(f"{loss:.4g}")
+            else:
+                tell(1.0, f"pruned {len(targets)} weights")
+        arrays = [current.initializers[str(t.value.name)] for t in targets]
+        size, zeros = sum(a.size for a in arrays), sum(_zeros(a) for a in arrays)
+        stored = csr_bytes(arrays)
+        said = [
+            f"{zeros} of {size} prunable weights are zero",
+            f"CSR with indices: {stored} bytes, {8 * stored / size:.2f} bits per weight; dense: {4 * size} bytes",
+        ]
+        said += [f"mean loss after each step: {', '.join(told)}"] if told else []
+        record = {**options_dict(options), "csr_bytes": stored, "dense_bytes": 4 * size}
+        record["data"] = data.hash if data is not None and self.wants_data else ""
+        history = Step(self.name, record, step_versions("numpy", "onnx-ir"), (*said, *notes))
+        return model.with_step(current.ir, history)
 
-    def _choose(self, model: Model) -> tuple[list[_Target], list[np.ndarray], tuple[str, ...]]:
-        """Prunable weights, for each the mask of what becomes zero, and notes."""
+    def _trained(
+        self, model: Model, targets: list[_Target], data: Dataset, step: int, steps: int, tell: Progress
+    ) -> tuple[Model, float]:
+        """The network after the training of one step, zeros kept, and the mean loss of its last epoch."""
+        from dlas.compress.training import fine_tune
+
+        options = self.options
+        masks = {name: model.initializers[name] != 0 for name in (str(t.value.name) for t in targets)}
+        count = min(options.finetune_rows or len(data), len(data))
+        part = data if count == len(data) else data.take(np.arange(count) * len(data) // count)
+        trained = fine_tune(
+            model,
+            part,
+            epochs=options.finetune_epochs,
+            lr=options.lr,
+            batch_size=options.batch_size,
+            seed=options.seed + step,
+            masks=masks,
+            threads=options.threads,
+            progress=lambda f, text: tell((step - 1 + f) / steps, f"step {step} of {steps}: {text}"),
+        )
+        loss = float(trained.history[-1].notes[0].rsplit(" ", 1)[-1])
+        tell(step / steps, f"step {step} of {steps}: loss {loss:.4g}")
+        return replace(trained, history=model.history), loss
+
+    def _share(self, step: int) -> float:
+        """Share of the aim at a step: ``1 - (1 - k / K)^3``."""
+        return 1 - (1 - step / self.options.steps) ** 3
+
+    def _choose(
+        self, model: Model, share: float = 1.0
+    ) -> tuple[list[_Target], list[np.ndarray], tuple[str, ...]]:
+        """Prunable weights, for each the mask of what becomes zero at a share of the aim, and notes."""
         targets, notes = _targets(model, keep_first=self.options.keep_first)
         magnitudes = [np.abs(t.array.astype(np.float64)).reshape(-1) for t in targets]
-        wanted = round(self.options.sparsity * sum(m.size for m in magnitudes))
-        if self.options.scope == "global":
+        sparsity = share * self.options.sparsity
+        wanted = round(sparsity * sum(m.size for m in magnitudes))
+        if self.options.threshold:
+            limits = [share * self.options.threshold * t.array.std(dtype=np.float64) for t in targets]
+            parts = [m < limit for m, limit in zip(magnitudes, limits, strict=True)]
+            wanted = sum(m.size for m in magnitudes)
+        elif self.options.scope == "global":
             flat = _smallest(np.concatenate(magnitudes), wanted)
             parts = np.split(flat, np.cumsum([m.size for m in magnitudes])[:-1])
         else:
-            counts = _shares([m.size for m in magnitudes], self.options.sparsity, wanted)
+            counts = _shares([m.size for m in magnitudes], sparsity, wanted)
             parts = [_smallest(m, count) for m, count in zip(magnitudes, counts, strict=True)]
         masks = [part.reshape(t.array.shape) for part, t in zip(parts, targets, strict=True)]
         zeros = sum(_zeros(t.array) for t in targets)
@@ -132,6 +209,29 @@ class Magnitude(Method):
                 f"all weights are zero in {', '.join(emptied)}: its output no longer depends on its input"
             )
         return targets, masks, (*notes, *_NOTES)
+
+
+def csr_bytes(weights: list[np.ndarray]) -> int:
+    """Bytes of weights in compressed sparse rows, indices included.
+
+    Values of 32 bits, columns of 16 bits where a row has at most 65,536 of them (else 32), row pointers of 32 bits; a
+    row is what the first axis counts.
+    """
+    total = 0
+    for array in weights:
+        rows = array.shape[0]
+        column = 2 if array.size // max(rows, 1) <= 1 << 16 else 4
+        total += (4 + column) * (array.size - _zeros(array)) + 4 * (rows + 1)
+    return total
+
+
+def _masked(model: Model, targets: list[_Target], masks: list[np.ndarray]) -> ir.Model:
+    graph = model.editable()
+    for target, mask in zip(targets, masks, strict=True):
+        name = str(target.value.name)
+        kept = np.where(mask, target.array.dtype.type(0), target.array)
+        graph.graph.initializers[name].const_value = ir.tensor(kept, name=name)
+    return graph
 
 
 def _targets(model: Model, *, keep_first: bool) -> tuple[list[_Target], list[str]]:
@@ -240,12 +340,7 @@ def _share(zeros: int, size: int) -> str:
     return f"sparsity {zeros / size:.3f} ({zeros} of {size})"
 
 
-def _fraction(targets: list[_Target], zeros: list[np.ndarray]) -> Figure:
-    size = sum(t.array.size for t in targets)
-    return Figure(
-        sum(int(z.sum()) for z in zeros) / size,
-        "fraction",
-        Source.ESTIMATED,
-        n=size,
-        note="of the prunable weights",
-    )
+def _fraction(arrays: list[np.ndarray], source: Source) -> Figure:
+    size = sum(a.size for a in arrays)
+    zeros = sum(_zeros(a) for a in arrays)
+    return Figure(zeros / size, "fraction", source, n=size, note="of the prunable weights")

@@ -44,6 +44,9 @@ class MobileNetV2(Architecture):
         width: float = option(1.0, "channels, as a multiple of the published ones", low=0.1, high=2.0)
         size: int = option(224, "height and width of an image", low=32, high=448)
         classes: int = option(1000, "number of classes", low=2, high=100_000)
+        reduction: int = option(
+            32, "side of an image over that of the last maps; 8 suits images of 32 x 32", choices=(32, 16, 8)
+        )
 
     @property
     def input_shape(self) -> tuple[int, ...]:
@@ -63,7 +66,7 @@ class MobileNetV2(Architecture):
 
     def build(self) -> nn.Module:
         """A freshly initialised network in eval mode."""
-        return _network(self.options.width, self.options.classes)
+        return _network(self.options.width, self.options.classes, self.options.reduction)
 
     @classmethod
     def options_from(cls, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
@@ -78,7 +81,7 @@ def divisible(channels: float, by: int = 8) -> int:
     return rounded + by if rounded < 0.9 * channels else rounded
 
 
-def _network(width: float, classes: int) -> nn.Module:
+def _network(width: float, classes: int, reduction: int) -> nn.Module:
     from torch import nn
 
     def convolution(
@@ -104,8 +107,11 @@ def _network(width: float, classes: int) -> nn.Module:
         def __init__(self) -> None:
             super().__init__()
             before = divisible(32 * width)
-            layers: list[nn.Module] = [convolution(3, before, 3, 2)]
-            for expansion, channels, blocks, stride in _STAGES:
+            layers: list[nn.Module] = [convolution(3, before, 3, 2 if reduction == 32 else 1)]
+            for number, (expansion, channels, blocks, published) in enumerate(_STAGES):
+                stride = (
+                    1 if reduction == 8 and number == 1 else published
+                )  # the first stage that would shrink
                 after = divisible(channels * width)
                 for block in range(blocks):
                     layers.append(Block(before, after, stride if block == 0 else 1, expansion))
