@@ -22,6 +22,7 @@ from dlas.core.errors import DataError, OptionError
 from dlas.data.audio.features import features, fitted
 from dlas.data.audio.wav import is_wav, read_wav
 from dlas.data.dataset import Dataset
+from dlas.data.pixel_cache import DISK_BYTES, decoded
 from dlas.graph.model import Model
 from dlas.graph.preprocessing import Preprocessing
 
@@ -50,6 +51,10 @@ def prepare(
         OptionError: The preprocessing contradicts itself.
     """
     chosen = dataset if rows is None else dataset.take(rows)
+    steps = _steps(chosen, to)
+    whole = len(chosen) * steps.height * steps.width * _channels(steps)
+    if not isinstance(chosen.samples, np.ndarray) and not steps.features and whole <= DISK_BYTES:
+        return _prepared_images(chosen, to, steps)
     out: np.ndarray | None = None
     at = 0
     for batch in iterate(chosen, to, 0):
@@ -61,6 +66,15 @@ def prepare(
         at += len(batch)
     assert out is not None  # a Dataset has at least one sample
     return out
+
+
+def _prepared_images(dataset: Dataset, to: Model | Preprocessing, steps: Preprocessing) -> np.ndarray:
+    """Encoded images at once; their pixels are kept for whoever wants them next."""
+    with ThreadPoolExecutor(min(_THREADS, usable_cores())) as pool:
+        if isinstance(to, Model):  # before much is decoded
+            _check_fit(_normalised(_pixels(dataset, range(1), steps, pool), _tables(steps), steps), to, dataset)
+        pixels = decoded(dataset, steps, lambda: _pixels(dataset, range(len(dataset)), steps, pool))
+    return _normalised(pixels, _tables(steps), steps)
 
 
 def iterate(dataset: Dataset, to: Model | Preprocessing, batch_size: int) -> Iterator[np.ndarray]:
