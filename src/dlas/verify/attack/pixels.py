@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     import torch
 
 UNIT = (0.0, 1.0)
+_OUTSIDE = 0.01  # share of features beyond 0..1 that may be cut
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,7 +94,7 @@ def pixels_of(
 
     Args:
         model: A network with one input whose preprocessing is known, or which takes the samples as they are.
-        data: Images (encoded, or ``uint8`` pixels), or arrays that are ready for the network.
+        data: Images (encoded, or ``uint8`` pixels), recordings, or arrays that are ready for the network.
         value_range: For ready arrays: the values that 0 and 1 stand for.
 
     Raises:
@@ -111,12 +112,29 @@ def pixels_of(
     array = data.samples if isinstance(data.samples, np.ndarray) else None
     if array is not None and (array.dtype != np.uint8 or steps is None or not steps.height):
         return _ready(model, data, array, value_range)
+    if steps is not None and steps.features:
+        return _heard(model, data, steps)
     if steps is None:
         raise DataError(
             f"{data.name} holds images, and {model.name} does not say how to prepare them",
             "state the preprocessing",
         )
     return _image(model, data, steps)
+
+
+def _heard(model: Model, data: Dataset, steps: Preprocessing) -> tuple[Pixels, np.ndarray]:
+    """Features of recordings, which the network's normalisation brings to 0..1; what little lies outside is cut."""
+    plain = replace(steps, layout="NHWC", dtype="float32", quant_scale=1.0, quant_zero_point=0)
+    values = prepare(data, plain)
+    outside = float(((values < 0) | (values > 1)).mean())
+    if outside > _OUTSIDE:
+        raise DataError(
+            f"{100 * outside:.1f} % of the features of {data.name} leave 0..1 in the preprocessing of {model.name}",
+            "attack with the features as arrays and --range, or state the mean and std that bring them to 0..1",
+        )
+    found, samples = _ready(model, data, np.clip(values, 0, 1), UNIT)
+    heard = ("features", steps.features, steps.sample_rate, steps.height, steps.mean, steps.std)
+    return replace(found, space=heard), samples
 
 
 def _image(model: Model, data: Dataset, steps: Preprocessing) -> tuple[Pixels, np.ndarray]:
