@@ -32,7 +32,7 @@ class TestStudent(MethodSuite):
 
 
 class TestStudentOfPrunedWeights(MethodSuite):
-    method = "student:threads=1,epochs=1,init=pruned,search=stairs,alpha=0.5,share=0.4"
+    method = "student:threads=1,epochs=1,init=pruned,search=rounded,alpha=0.5,share=0.4"
 
 
 def rows(count: int = 32) -> Dataset:
@@ -186,7 +186,7 @@ def test_a_shape_is_asked_for_once() -> None:
 
 
 @pytest.mark.parametrize("share", [0.3, 0.5, 0.8])
-@pytest.mark.parametrize("how", ["student", "stairs"])
+@pytest.mark.parametrize("how", ["rounded", "stairs"])
 def test_on_stairs_of_16_channels_all_widths_are_multiples_of_16(share: float, how: str) -> None:
     search, table = search_on(plain(), stairs(16))
     full = search.whole(table.full)
@@ -199,7 +199,7 @@ def test_on_stairs_of_16_channels_all_widths_are_multiples_of_16(share: float, h
 def test_a_student_is_nowhere_narrower_than_the_scores_alone_at_the_same_time() -> None:
     search, table = search_on(plain(), stairs(16))
     budget = 0.6 * search.whole(table.full)
-    by_score, student = search.run(budget, "fisher"), search.run(budget, "student")
+    by_score, student = search.run(budget, "fisher"), search.run(budget, "rounded")
     assert student.pruned == by_score.widths
     assert all(s >= p for s, p in zip(student.widths, by_score.widths, strict=True))
     assert sum(student.widths) > sum(by_score.widths)
@@ -209,7 +209,7 @@ def test_a_student_is_nowhere_narrower_than_the_scores_alone_at_the_same_time() 
 
 def test_where_nothing_is_free_nothing_is_widened() -> None:
     search, table = search_on(plain(), mac_costs(), tolerance=0.001)
-    found = search.run(0.5 * search.whole(table.full), "student")
+    found = search.run(0.5 * search.whole(table.full), "rounded")
     assert found.widths == found.pruned
     assert 0.45 * search.whole(table.full) <= found.measured <= 0.51 * search.whole(table.full)
 
@@ -230,7 +230,7 @@ def test_what_is_measured_decides_and_not_what_the_table_says() -> None:
         macs = macs_of(model)
         return costs.of_network(model) * (1.0 if macs > 1.1e6 else 1.5)
 
-    for how in ("student", "fisher", "width"):
+    for how in ("rounded", "stairs", "fisher", "width"):
         search, table = search_on(model, dataclasses.replace(costs, of_network=slower))
         full = search.whole(table.full)
         found = search.run(0.5 * full, how)
@@ -241,7 +241,7 @@ def test_what_is_measured_decides_and_not_what_the_table_says() -> None:
 def test_without_a_lower_stair_the_weakest_channels_go_one_by_one() -> None:
     flat = Costs("ms", lambda layer: 1.0, lambda m: macs_of(m) * 1e-6, "made up", measured=True)
     search, table = search_on(plain((6, 6)), flat)
-    found = search.run(0.5 * search.whole(table.full), "student")
+    found = search.run(0.5 * search.whole(table.full), "rounded")
     assert found.measured <= 0.51 * search.whole(table.full)
     assert found.widths != (1, 1)
 
@@ -250,10 +250,10 @@ def test_least_channels_stay_and_a_budget_below_that_is_refused_with_the_floor()
     search, _ = search_on(plain(), mac_costs(), least=8)
     floor = search.whole((8, 8, 8))
     with pytest.raises(OptionError, match="is not accepted") as caught:
-        search.run(0.9 * floor, "student")
+        search.run(0.9 * floor, "rounded")
     assert f"at least {floor:.4g} MACs" in caught.value.message
     assert "8 channel(s)" in caught.value.message
-    for how in ("student", "stairs", "fisher", "width"):
+    for how in ("rounded", "stairs", "fisher", "width"):
         assert search.run(floor, how).widths == (8, 8, 8)
 
 

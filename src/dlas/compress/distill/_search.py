@@ -1,10 +1,10 @@
 """How many channels a student keeps: the widths that fit a budget and lose least of what matters.
 
-Four ways to the same budget, so that they can be compared. ``student``: channels leave by their score over the whole
-network until the predicted cost fits; then every group is widened to the last channel of its stair, which costs
-nothing; then the whole network is measured, and while it is over the budget the group goes one stair down that loses
-least score per cost saved. ``stairs``: stairs down from the full network, by the same rule, from the start. ``fisher``:
-the channels that are left by score, not widened. ``width``: the same share of every group.
+Four ways to the same budget, so that they can be compared. ``stairs``: from the full network one stair down after the
+other, always the one that loses least score per cost saved. ``rounded``, as published: channels leave by their score
+over the whole network until the predicted cost fits; then every group is widened to the last channel of its stair,
+which costs nothing. After either the whole network is measured, and while it is over the budget it goes down more
+stairs. ``fisher``: the channels that are left by score, not widened. ``width``: the same share of every group.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy as np
 from dlas.compress.distill._table import Table, Widths
 from dlas.core.errors import OptionError
 
-SEARCHES = ("student", "stairs", "fisher", "width")
+SEARCHES = ("stairs", "rounded", "fisher", "width")
 _ROUNDS = 3
 _TRIES = 40
 _HEADROOM = 0.995
@@ -112,7 +112,7 @@ class Search:
                 f"at least {floor:.4g} {self.table.costs.unit}, which the network takes with "
                 f"{min(self.least)} channel(s) in every group",
             )
-        if how in ("student", "stairs"):
+        if how in ("rounded", "stairs"):
             return self._down(budget, how)
         return self._within(budget, self._by_score if how == "fisher" else self._by_share)
 
@@ -132,10 +132,10 @@ class Search:
 
     def _down(self, budget: float, how: str) -> Found:
         """Widen to the ends of the stairs, then stairs down until the measured network fits."""
-        pruned = self._by_score(budget) if how == "student" else self.full
+        pruned = self._by_score(budget) if how == "rounded" else self.full
         widths = self._widened(pruned)
         while True:
-            if self.predicted(widths) <= budget * (1 + self.slack) or how == "student":
+            if self.predicted(widths) <= budget * (1 + self.slack) or how == "rounded":
                 measured = self.whole(widths)
                 self._tell(f"{self._text(measured)} measured, {self._text(self.predicted(widths))} predicted")
                 if measured <= budget * (1 + self.slack):

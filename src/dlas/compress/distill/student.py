@@ -47,10 +47,10 @@ class Options:
     latency_ms: float = option(0.0, "time that one run may take; 0 to give a share", low=0.0)
     share: float = option(0.5, "budget as a share of what the network takes itself", low=0.0)
     teacher: str = option("", "network whose attention is copied; empty for the network itself")
-    search: Literal["student", "stairs", "fisher", "width"] = option(
-        "student",
-        "how widths are found: by score and widened to the ends of stairs, stairs down from the full network, by score "
-        "alone, or one share for all",
+    search: Literal["stairs", "rounded", "fisher", "width"] = option(
+        "stairs",
+        "how widths are found: stairs down from the full network, by score and rounded up to the ends of stairs (as "
+        "published), by score alone, or one share for all",
         choices=SEARCHES,
     )
     tolerance: float = option(0.02, "times within this share of each other are one stair", low=0.0, below=1.0)
@@ -362,7 +362,7 @@ class Student(Method):
                 f"the layers alone add up to {design.alone:.4g} {unit}, {off:+.1f} % of the whole network"
             )
         wider = sum(found.widths) - sum(found.pruned)
-        if self.options.search == "student":
+        if self.options.search == "rounded":
             notes.append(f"{wider:+d} channels against the {sum(found.pruned)} that the scores alone left")
         if losses:
             notes.append(f"mean loss of the epochs: {', '.join(f'{v:.4g}' for v in losses)}")
