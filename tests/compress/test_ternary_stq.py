@@ -164,8 +164,9 @@ def test_the_file_answers_as_the_trained_network_does(options):
     """Folding, codes and scales change nothing: the module with its changes and the written graph agree."""
     data = blobs()
     method = TernaryStq(**QUICK, **options)
-    work, layers, _ = method._prepared(models.residual())
-    training = Training(work, layers, method.options, data)
+    work, layers, norms, _ = method._prepared(models.residual())
+    assert len(norms) == 2
+    training = Training(work, layers, norms, method.options, data)
     training.run(method._schedule(), None)
     with torch.no_grad():
         expected = training.module(torch.from_numpy(data.samples)).numpy()
@@ -358,7 +359,7 @@ def test_probabilities_are_regularised_before_the_softmax():
         {"v": RNG.normal(0, 1, (4, 8)), "w": RNG.normal(0, 1, (8, 2))},
     )
     method = TernaryStq(**QUICK, jacobian=0.1, jacobian_layers=0.1, ends="ternary")
-    work, layers, _ = method._prepared(ending)
-    loss = Training(work, layers, method.options, VECTORS)._loss()
+    work, layers, norms, _ = method._prepared(ending)
+    loss = Training(work, layers, norms, method.options, VECTORS)._loss()
     assert (loss.scores, loss.layers) == ("z", ("r",))
     assert np.allclose(predict(method.apply(ending, VECTORS), VECTORS.samples).sum(1), 1, atol=1e-5)

@@ -123,21 +123,32 @@ class RoundedActivation(nn.Module):
 
 
 class Normalised(nn.Module):
-    """Batch normalisation of a layer's output that begins as no change at all and is folded into the layer at the end.
+    """Batch normalisation of a layer's output, folded into the layer at the end.
 
     Args:
         mean: ``(channels,)`` mean of the output before training.
         variance: ``(channels,)`` its variance.
+        weight: ``(channels,)`` factor of what is normalised; by default what makes it begin as no change at all.
+        bias: ``(channels,)`` added to it; likewise.
     """
 
     mean: Tensor
     variance: Tensor
 
-    def __init__(self, mean: Tensor, variance: Tensor, momentum: float = 0.1, eps: float = 1e-5) -> None:
+    def __init__(
+        self,
+        mean: Tensor,
+        variance: Tensor,
+        weight: Tensor | None = None,
+        bias: Tensor | None = None,
+        *,
+        momentum: float = 0.1,
+        eps: float = 1e-5,
+    ) -> None:
         super().__init__()
         self.momentum, self.eps = momentum, eps
-        self.weight = nn.Parameter(torch.sqrt(variance + eps))
-        self.bias = nn.Parameter(mean.clone())
+        self.weight = nn.Parameter(torch.sqrt(variance + eps) if weight is None else weight.clone())
+        self.bias = nn.Parameter((mean if bias is None else bias).clone())
         self.register_buffer("mean", mean.clone())
         self.register_buffer("variance", variance.clone())
         self._seen = -1

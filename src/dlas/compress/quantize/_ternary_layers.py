@@ -114,6 +114,46 @@ def choose_layers(
     return layers, left
 
 
+@dataclass(frozen=True)
+class Norm:
+    """A batch normalisation that was taken out of the graph: ``(channels,) float32`` each, and epsilon."""
+
+    weight: np.ndarray
+    bias: np.ndarray
+    mean: np.ndarray
+    variance: np.ndarray
+    eps: float
+
+
+def take_norms(graph: ir.Graph) -> dict[str, Norm]:
+    """Take out each BatchNormalization right behind a layer, in place; by the name of the layer's output.
+
+    They go on with training where they were, which folding and measuring anew would undo: a network with random
+    weights has statistics of nothing.
+    """
+    taken = {}
+    for node in list(graph):
+        if node.op_type != "BatchNormalization" or node.domain not in ("", "ai.onnx"):
+            continue
+        source, result = node.inputs[0], node.outputs[0]
+        layer = None if source is None else source.producer()
+        arrays = [constant(v) for v in node.inputs[1:5]]
+        if layer is None or source is None or layer.op_type not in ("Conv", "Gemm"):
+            continue
+        training = attribute(node, "training_mode", 0) or len(node.outputs) > 1
+        if training or result.is_graph_output() or len(list(source.uses())) != 1 or not _takes_norm(layer):
+            continue
+        weight = constant(input_at(layer, 1))
+        if any(a is None or a.dtype != np.float32 for a in (weight, *arrays)):
+            continue
+        taken[str(source.name)] = Norm(
+            *(np.array(a) for a in arrays if a is not None), float(attribute(node, "epsilon", 1e-5))
+        )
+        ir.convenience.replace_all_uses_with(result, source)
+        graph.remove(node, safe=True)
+    return taken
+
+
 def rectified(graph: ir.Graph) -> list[str]:
     """Names of the values inside the network that a ReLU (or a Clip from 0) makes."""
     made = [n.outputs[0] for n in graph if (limits := bounds(n)) is not None and limits[0] == 0]
@@ -137,7 +177,7 @@ def _is_depthwise(node: ir.Node) -> bool:
 
 def _takes_norm(node: ir.Node) -> bool:
     """Whether a normalisation of its output can be folded into the layer."""
-    if node.outputs[0].is_graph_output():
+    if node.outputs[0].is_graph_output() or constant(input_at(node, 1)) is None:
         return False
     if node.op_type == "Gemm":
         plain = attribute(node, "alpha", 1.0) == 1.0 and attribute(node, "beta", 1.0) == 1.0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +13,7 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from dlas.compress.jacobian import JacobianLoss
 from dlas.compress.quantize._ternary import Normalised, Phase, Rounded, RoundedActivation, Ternary
-from dlas.compress.quantize._ternary_layers import Layer, rectified, round_activations, stored, write
+from dlas.compress.quantize._ternary_layers import Layer, Norm, rectified, round_activations, stored, write
 from dlas.compress.training import Schedule, train
 from dlas.data.dataset import Dataset
 from dlas.data.preprocess import prepare
@@ -32,8 +32,9 @@ class Training:
     """One training.
 
     Args:
-        model: The network, with batch norms folded.
+        model: The network, without batch norms behind its layers.
         layers: Its layers.
+        norms: Those that were behind them, by the layers' outputs.
         options: Of the method.
         rows: Labelled training rows.
 
@@ -41,7 +42,14 @@ class Training:
         zeros: How many ternary weights are 0, and how many there are; after :meth:`written`.
     """
 
-    def __init__(self, model: Model, layers: Sequence[Layer], options: Options, rows: Dataset) -> None:
+    def __init__(
+        self,
+        model: Model,
+        layers: Sequence[Layer],
+        norms: Mapping[str, Norm],
+        options: Options,
+        rows: Dataset,
+    ) -> None:
         assert rows.labels is not None
         self.model, self.layers, self.options = model, layers, options
         self.module: Any = to_torch(model)
@@ -51,7 +59,7 @@ class Training:
         self.norms: dict[str, Normalised] = {}
         self.activations: dict[str, RoundedActivation] = {}
         self.zeros = (0, 0)
-        self._put()
+        self._put(norms)
 
     def run(self, schedule: Schedule, progress: Progress | None) -> list[float]:
         """Train through all phases; mean loss of each epoch."""
@@ -112,10 +120,14 @@ class Training:
         self.zeros = (zeros, codes)
         return graph, packed
 
-    def _put(self) -> None:
-        """Put the changes into the module, with statistics of some rows to begin with."""
+    def _put(self, norms: Mapping[str, Norm]) -> None:
+        """Put the changes into the module; layers without a normalisation begin with statistics of some rows."""
         bits = self.options.activation_bits
-        normalised = [x.output for x in self.layers if x.normalised]
+        for name, norm in norms.items():
+            arrays = (norm.mean, norm.variance, norm.weight, norm.bias)
+            self.norms[name] = Normalised(*map(torch.from_numpy, arrays), eps=norm.eps)
+            self.module.on_value(name, self.norms[name])
+        normalised = [x.output for x in self.layers if x.normalised and x.output not in norms]
         rounded = rectified(self.model.ir.graph) if bits else []
         means, variances, largest = self._measured(normalised, rounded)
         for layer in {x.weight: x for x in self.layers}.values():

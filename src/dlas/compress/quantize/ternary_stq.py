@@ -18,7 +18,7 @@ import numpy as np
 import onnx_ir as ir
 
 from dlas.compress.method import Change, Method, Plan, Progress, methods
-from dlas.compress.quantize._ternary_layers import FORMS, Layer, choose_layers, rectified
+from dlas.compress.quantize._ternary_layers import FORMS, Layer, Norm, choose_layers, rectified, take_norms
 from dlas.core.errors import DataError, OptionError, UnsupportedError
 from dlas.core.figure import Figure, Source
 from dlas.core.options import option, options_dict
@@ -73,7 +73,7 @@ class TernaryStq(Method):
 
     def plan(self, model: Model, data: Dataset | None = None) -> Plan:
         """What each weight becomes, and its bytes with codes packed; needs no rows."""
-        work, layers, left = self._prepared(model)
+        work, layers, _, left = self._prepared(model)
         changes = tuple(
             Change(
                 x.name,
@@ -110,8 +110,8 @@ class TernaryStq(Method):
         from dlas.compress.quantize._ternary_training import Training
 
         rows = _checked(model, data)
-        work, layers, left = self._prepared(model)
-        training = Training(work, layers, self.options, rows)
+        work, layers, norms, left = self._prepared(model)
+        training = Training(work, layers, norms, self.options, rows)
         losses = training.run(self._schedule(), progress)
         graph, packed = training.written()
         weights = sum(x.size for x in {x.weight: x for x in layers}.values())
@@ -131,14 +131,14 @@ class TernaryStq(Method):
         )
         return model.with_step(graph, step)
 
-    def _prepared(self, model: Model) -> tuple[Model, list[Layer], list[str]]:
-        """The network with normalisations folded, its layers, and what has other weights."""
+    def _prepared(self, model: Model) -> tuple[Model, list[Layer], dict[str, Norm], list[str]]:
+        """The network without its normalisations, its layers, these normalisations, and what has other weights."""
         o = self.options
         if 0 < o.activation_bits < 2:
             raise OptionError("ternary-stq: activation_bits", o.activation_bits, "0, or 2 to 8")
         if o.warmup + o.settle > 1:
             raise OptionError("ternary-stq: warmup + settle", o.warmup + o.settle, "at most 1")
-        graph = _float_graph(model)
+        graph, norms = _float_graph(model)
         layers, left = choose_layers(
             graph.graph, ends=o.ends, depthwise=o.depthwise, keep_float=o.keep_float, normalise=True
         )
@@ -146,7 +146,7 @@ class TernaryStq(Method):
             raise UnsupportedError(
                 f"{model.name} has no ReLU whose values could be held without a sign", "use activation_bits=0"
             )
-        return replace(model, ir=graph, torch_module=None), layers, left
+        return replace(model, ir=graph, torch_module=None), layers, norms, left
 
     def _schedule(self) -> Schedule:
         from dlas.compress.training import Schedule
@@ -163,10 +163,10 @@ class TernaryStq(Method):
         return (f"other weights stay as they are: {', '.join(left)}",) if left else ()
 
 
-def _float_graph(model: Model) -> ir.Model:
-    """An editable copy with batch norms and padding folded."""
+def _float_graph(model: Model) -> tuple[ir.Model, dict[str, Norm]]:
+    """An editable copy with padding folded, and the batch norms that were behind its layers."""
     from dlas.graph.padding import fold_padding
-    from dlas.graph.passes import simplify
+    from dlas.graph.passes import simplify, tidy
 
     for node in model.ir.graph:
         if "Quantize" in node.op_type or node.op_type.startswith("QLinear"):
@@ -181,9 +181,11 @@ def _float_graph(model: Model) -> ir.Model:
             "convert it to opset 18 first",
         )
     graph = model.editable()
+    tidy(graph)
+    norms = take_norms(graph.graph)
     simplify(graph)
     fold_padding(graph)
-    return graph
+    return graph, norms
 
 
 def _checked(model: Model, data: Dataset | None) -> Dataset:
