@@ -33,6 +33,7 @@ from dlas.verify.attack.report import (
     TRANSFER,
     AttackReport,
     AttackResult,
+    Example,
     ModelResult,
     kind_of,
     warnings_on,
@@ -49,6 +50,7 @@ if TYPE_CHECKING:
     from dlas.verify.mutate.engine import Progress
 
 BLOCK = 100  # rows that are attacked, and kept, together
+EXAMPLES = 12  # rows that a report shows
 _TOLERANCE = 1e-5  # of a sample's range, by which rounding may carry an attack beyond eps
 
 
@@ -67,6 +69,7 @@ class _Opened:
         flat: How many of those have a gradient that is 0 everywhere.
         notes: What is to be known.
         changed: What white boxes made of all samples, by attack, for the networks behind this one.
+        survived: The rows that were right all the same.
     """
 
     name: str
@@ -79,6 +82,7 @@ class _Opened:
     flat: int = 0
     notes: list[str] = field(default_factory=list)
     changed: dict[str, np.ndarray] = field(default_factory=dict)
+    survived: dict[str, np.ndarray] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -179,6 +183,25 @@ def attack_networks(
         source=source.name if source is not None and len(found) > 1 else "",
         models=tuple(found),
         versions=_versions(chosen),
+        pictured=next(reversed(source.changed)) if source is not None else "",
+        examples=_examples(bench, source) if source is not None else (),
+    )
+
+
+def _examples(bench: _Bench, source: _Opened) -> tuple[Example, ...]:
+    """Rows that the last white box brought down on the first network."""
+    spelled = next(reversed(source.changed))
+    lost = np.flatnonzero(source.right & ~source.survived[spelled])[:EXAMPLES]
+    before = source.victim.pixels.shared(source.samples)
+    classes, labels = bench.data.classes, bench.labels
+    return tuple(
+        Example(
+            int(bench.data.rows[i]),
+            classes[labels[i]] if labels[i] < len(classes) else str(labels[i]),
+            before[i],
+            source.changed[spelled][i],
+        )
+        for i in lost
     )
 
 
@@ -308,6 +331,7 @@ def _attacked(bench: _Bench, opened: _Opened, attack: Attack, keep: bool) -> Att
         bench.advance()
     if changed:
         opened.changed[spelled] = opened.victim.pixels.shared(np.concatenate(changed))
+        opened.survived[spelled] = survived
     robust = proportion(int(survived.sum()), len(survived))
     return AttackResult(
         spelled, kind, robust, queries=queries / len(rows) if len(rows) else 0.0, survived=survived

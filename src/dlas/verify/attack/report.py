@@ -96,6 +96,23 @@ class ModelResult:
 
 
 @dataclass(frozen=True)
+class Example:
+    """A row that the first network gets right as it is and wrong as changed.
+
+    Attributes:
+        row: Its position in the data set.
+        label: Name of its class.
+        before: The sample, in 0..1 and the axes of the data set.
+        after: As it was changed.
+    """
+
+    row: int
+    label: str
+    before: np.ndarray
+    after: np.ndarray
+
+
+@dataclass(frozen=True)
 class AttackReport:
     """All networks under all attacks, on the same rows.
 
@@ -108,6 +125,8 @@ class AttackReport:
         source: The network whose changed samples the others were tried on; empty if there is none.
         models: One per network, in the order given.
         versions: Of the libraries that took part.
+        pictured: The attack on the first network that ``examples`` come from.
+        examples: A few rows that it brought down.
     """
 
     data: str
@@ -118,6 +137,8 @@ class AttackReport:
     source: str
     models: tuple[ModelResult, ...]
     versions: Mapping[str, str] = field(default_factory=dict)
+    pictured: str = ""
+    examples: tuple[Example, ...] = field(default=(), compare=False, repr=False)
 
     @property
     def titles(self) -> list[str]:
