@@ -73,3 +73,55 @@ def rows(count: int = 200, seed: int = 2) -> Dataset:
     """Images labelled by :func:`blocks` itself, so that there is something to lose."""
     x = models.images(count, seed=seed)
     return Dataset("tiny", x, predict(blocks(), x).argmax(1).astype(np.int64))
+
+
+@cache
+def unusual() -> Model:
+    """Two branches joined by a Concat, a grouped, a depthwise and two convolutions that share one weight."""
+    random = np.random.default_rng(5)
+    shapes = {
+        "stem": (8, 3, 3, 3),
+        "left": (4, 8, 3, 3),
+        "right": (8, 1, 3, 3),  # depthwise
+        "mixed": (12, 6, 3, 3),  # in two groups, of the 4 + 8 channels before it
+        "into": (6, 12, 1, 1),
+        "shared": (6, 6, 3, 3),
+        "last": (10, 6, 1, 1),
+    }
+    weights = {f"{n}.weight": random.normal(0, (2 / np.prod(s[1:])) ** 0.5, s) for n, s in shapes.items()}
+    nodes: list[onnx.NodeProto] = []
+
+    def conv(name: str, source: str, *, weight: str = "", group: int = 1, relu: bool = True) -> str:
+        kernel = shapes[weight or name][2]
+        nodes.append(
+            helper.make_node(
+                "Conv",
+                [source, f"{weight or name}.weight"],
+                [f"{name}.out"],
+                name,
+                pads=[kernel // 2] * 4,
+                group=group,
+            )
+        )
+        if relu:
+            nodes.append(helper.make_node("Relu", [f"{name}.out"], [f"{name}.relu"]))
+        return f"{name}.relu" if relu else f"{name}.out"
+
+    stem = conv("stem", "image")
+    left, right = conv("left", stem), conv("right", stem, group=8)
+    nodes.append(helper.make_node("Concat", [left, right], ["joined"], "join", axis=1))
+    into = conv("into", conv("mixed", "joined", group=2))
+    once = conv("once", into, weight="shared")
+    twice = conv("twice", once, weight="shared")
+    last = conv("last", twice, relu=False)
+    nodes.append(helper.make_node("GlobalAveragePool", [last], ["pooled"]))
+    nodes.append(helper.make_node("Flatten", ["pooled"], ["logits"]))
+    graph = helper.make_graph(
+        nodes,
+        "unusual",
+        [helper.make_tensor_value_info("image", 1, ["N", 3, 12, 12])],
+        [helper.make_tensor_value_info("logits", 1, ["N", 10])],
+        [numpy_helper.from_array(a.astype(np.float32), n) for n, a in weights.items()],
+    )
+    proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+    return Model.from_proto(onnx.shape_inference.infer_shapes(proto), "unusual")
