@@ -246,6 +246,31 @@ def test_without_a_lower_stair_the_weakest_channels_go_one_by_one() -> None:
     assert found.widths != (1, 1)
 
 
+def test_what_a_coarse_stair_leaves_of_the_budget_is_spent() -> None:
+    """One stair of the wide layer saves far more than is needed; the narrow one goes back up."""
+    for how in ("stairs", "rounded"):
+        search, table = search_on(plain((64, 16, 64)), stairs(16))
+        for share in (0.35, 0.55, 0.75):
+            budget = share * search.whole(table.full)
+            found = search.run(budget, how)
+            assert found.measured <= 1.02 * budget
+            for at, kept in enumerate(found.widths):
+                if kept < table.full[at]:
+                    wider = (*found.widths[:at], min(table.full[at], kept + 16), *found.widths[at + 1 :])
+                    assert search.whole(wider) > budget, (how, share, found.widths, wider)
+
+
+def test_what_would_fit_by_the_table_and_does_not_is_not_taken() -> None:
+    costs = stairs(16)
+    jumpy = dataclasses.replace(
+        costs, of_network=lambda m: costs.of_network(m) * (3.0 if 0.45 < macs_of(m) / full < 0.9 else 1.0)
+    )
+    full = macs_of(plain())
+    search, table = search_on(plain(), jumpy)
+    found = search.run(0.6 * search.whole(table.full), "stairs")
+    assert found.measured <= 0.612 * search.whole(table.full)
+
+
 def test_least_channels_stay_and_a_budget_below_that_is_refused_with_the_floor() -> None:
     search, _ = search_on(plain(), mac_costs(), least=8)
     floor = search.whole((8, 8, 8))

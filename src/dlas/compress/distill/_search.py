@@ -3,8 +3,9 @@
 Four ways to the same budget, so that they can be compared. ``stairs``: from the full network one stair down after the
 other, always the one that loses least score per cost saved. ``rounded``, as published: channels leave by their score
 over the whole network until the predicted cost fits; then every group is widened to the last channel of its stair,
-which costs nothing. After either the whole network is measured, and while it is over the budget it goes down more
-stairs. ``fisher``: the channels that are left by score, not widened. ``width``: the same share of every group.
+which costs nothing. After either the whole network is measured; while it is over the budget it goes down more stairs,
+and what the last one left of the budget is spent again. ``fisher``: the channels that are left by score, not widened.
+``width``: the same share of every group.
 """
 
 from __future__ import annotations
@@ -139,8 +140,38 @@ class Search:
                 measured = self.whole(widths)
                 self._tell(f"{self._text(measured)} measured, {self._text(self.predicted(widths))} predicted")
                 if measured <= budget * (1 + self.slack):
-                    return self._found(widths, pruned)
+                    return self._found(self._filled(widths, budget), pruned)
             widths = self._stair_down(widths) or self._one_fewer(widths)
+
+    def _filled(self, widths: Widths, budget: float) -> Widths:
+        """What the last, coarse stair left of the budget spent again, on the channels that are worth most for it."""
+        factor = self.whole(widths) / max(self.predicted(widths), 1e-12)
+        refused: set[Widths] = set()
+        while True:
+            wider = [w for w in self._stairs_up(widths) if w not in refused]
+            wider = [w for w in wider if self.predicted(w) * factor <= budget]
+            if not wider:
+                return widths
+            now = self.predicted(widths)
+            best = max(
+                wider,
+                key=lambda w: (self.lost(widths) - self.lost(w)) / max(self.predicted(w) - now, 1e-9 * now),
+            )
+            if self.whole(best) <= budget * (1 + self.slack):
+                widths = best
+                self._tell(f"{self._text(self.whole(best))} measured, what was left is used")
+            else:
+                refused.add(best)
+
+    def _stairs_up(self, widths: Widths) -> list[Widths]:
+        """For each group, the last channel of its next higher stair."""
+        found = []
+        for at, kept in enumerate(widths):
+            if kept < self.full[at]:
+                bound = self.table.around(at, _with(widths, at, kept + 1)) * (1 + self.tolerance)
+                wider = (_with(widths, at, n) for n in range(self.full[at], kept, -1))
+                found.append(next(w for w in wider if self.table.around(at, w) <= bound))
+        return found
 
     def _found(self, widths: Widths, pruned: Widths) -> Found:
         return Found(widths, self.predicted(widths), self.whole(widths), pruned, len(self._measured))
