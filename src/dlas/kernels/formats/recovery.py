@@ -8,7 +8,7 @@ others than 127 over the largest level, and halves are rounded either way by the
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx_ir as ir
@@ -20,6 +20,8 @@ from dlas.kernels.formats.grids import by_name
 
 METHODS = ("apot", "msq", "po2", "int4")
 _HALF = 0.5
+_NARROW = 63  # codes up to here are no 127ths
+_TASTE = 16  # filters of a layer that tell the method
 _CLOSE = 1e-4  # relative, of weights that are floats
 _LAYERS = {"Conv": 0, "Gemm": 1, "MatMul": 1}  # axis of the output channels; a Gemm may say otherwise
 
@@ -193,14 +195,32 @@ def recover(model: Model, method: str = "") -> Recovery:
         raise UnsupportedError(
             f"{model.name} has no layer with int8 weights", "quantise it first, or load its int8 TFLite file"
         )
-    tried = {name: _fits(stored, by_name(name)) for name in ([method] if method else METHODS)}
-    scores = {name: sum(int(f.fits.sum()) for f in fits) for name, fits in tried.items()}
+    candidates = [method] if method else METHODS
+    scores = {name: _score(stored, by_name(name)) for name in candidates}
     chosen = max(scores, key=lambda name: scores[name])  # the first of several
-    return _checked(model, stored, chosen, tried[chosen])
+    return _checked(model, stored, chosen, [_fit_codes(layer.rows(), by_name(chosen)) for layer in stored])
 
 
-def _fits(stored: list[_Stored], grid: Grid) -> list[Fit]:
-    return [fit(layer.rows(), grid) for layer in stored]
+def _score(stored: list[_Stored], grid: Grid) -> int:
+    """How many of the first filters of all layers are on the grid."""
+    return sum(int(_fit_codes(layer.rows()[:_TASTE], grid).fits.sum()) for layer in stored)
+
+
+def _fit_codes(rows: np.ndarray, grid: Grid) -> Fit:
+    """Int8 codes that are the integers of the levels, or 127ths: half a code says little about codes up to 10."""
+    if np.isin(np.abs(rows), [0, *grid.magnitudes]).all() and not _wide(rows):
+        count = len(rows)
+        largest = np.abs(rows).max(axis=1, initial=0)
+        unit = (largest > 0).astype(np.float64)
+        return Fit(
+            rows, unit, largest, np.zeros(count), np.isin(rows, grid.integers).all(axis=1) | (largest == 0)
+        )
+    found = fit(rows, grid)
+    return found if _wide(rows) else replace(found, fits=np.zeros(len(rows), bool))
+
+
+def _wide(rows: np.ndarray) -> bool:
+    return bool(np.abs(rows).max(initial=0) > _NARROW)
 
 
 def _checked(model: Model, stored: list[_Stored], method: str, fits: list[Fit]) -> Recovery:
