@@ -90,7 +90,7 @@ class Options:
         """Where code tables come from."""
         if self.tables != "auto":
             return self.tables
-        if self.extra == 1 and not self.budget:
+        if self.extra == 1:
             return "raw"  # one bit has no shorter code
         return "static" if self.batch == 1 else "dynamic"
 
@@ -264,9 +264,9 @@ class Dqa(Method):
             measured = sum(made[2].values(), form.Stored()).bits_per_value
             if most < measured <= options.budget:
                 best, most = made, measured
-            if abs(options.budget - measured) < 0.002:
+            if 0 <= options.budget - measured < 0.002:
                 break
-            spend += options.budget - measured
+            spend += options.budget - measured - 0.001  # aimed at twice in a row, it would be missed twice
         return best
 
     def _made(
