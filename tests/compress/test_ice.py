@@ -314,3 +314,27 @@ def test_the_report_holds_every_step_and_fits_json() -> None:
     assert len(steps) == len(recipe(made)["steps"])
     assert all("accuracy" in t and "loss" in t for t in steps)
     assert "validation rows" in " ".join(made.history[-1].notes)
+
+
+def test_nothing_is_computed_backwards_through_a_frozen_prefix() -> None:
+    from dlas.compress.prune._ice_run import _before
+    from dlas.compress.training import Schedule
+
+    model = blocks()
+    seen: dict[str, bool] = {}
+    values = [f"b{i}.end" for i in range(3)]
+
+    def watch(module: Any) -> Any:
+        for name in values:
+            module.on_value(name, lambda x, name=name: (seen.__setitem__(name, x.requires_grad), x)[1])
+        return lambda: None
+
+    data = rows(64)
+    part = _rounds.Rows(data.samples, data.labels)
+    frozen = _before(model.ir, {"b2.conv1"})
+    trained, _ = _rounds.trained(model, part, Schedule(1, 0.1, threads=1), frozen=frozen, watch=watch)
+    assert seen == {"b0.end": False, "b1.end": False, "b2.end": True}
+    for name, before in model.initializers.items():
+        learned = name.endswith(("weight", "scale", "bias")) and name not in frozen
+        changed = not np.array_equal(before, trained.initializers[name])
+        assert changed == (learned or name.endswith((".mean", ".var"))), name
