@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 
 from dlas.cli.main import run_command
+from dlas.compress.method import methods
 from dlas.core.figure import Outcome
 from dlas.core.options import Choice
-from dlas.explore.spec import read_spec
+from dlas.explore.spec import read_spec, read_specs
 from dlas.explore.study import Study
 from dlas.kernels.extension import missing_native
 from dlas.runtime.backend import backend_for, backends
@@ -19,11 +20,13 @@ EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 
 
 @pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.toml")), ids=lambda p: p.stem)
-def test_it_is_read_and_its_back_ends_have_these_options(path: Path) -> None:
-    spec = read_spec(path)
-    for choice in spec.space.backends:
-        assert choice.name in backends.names()
-        backend_for(choice)
+def test_it_is_read_and_what_it_names_has_these_options(path: Path) -> None:
+    for spec in read_specs(path):
+        for choice in spec.space.backends:
+            assert choice.name in backends.names()
+            backend_for(choice)
+        for step in (step for pipeline in spec.space.compress for step in pipeline.steps):
+            methods.get(step.name)(**step.as_dict())
 
 
 def test_primitives_are_options_of_the_engine_however_they_are_spelled() -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from dlas.core.errors import DlasError, OptionError
 from dlas.explore.space import Pipeline
-from dlas.explore.spec import embedded_spec, read_pipelines, read_spec
+from dlas.explore.spec import embedded_spec, read_pipelines, read_spec, read_specs
 
 GOOD = """
 name = "mine"
@@ -170,3 +170,41 @@ def test_a_bad_value_of_the_file_is_blamed_on_the_file(tmp_path: Path) -> None:
     with pytest.raises(DlasError) as caught:
         read_spec(path, {"data.check_rows": "5"})
     assert str(caught.value).startswith(f"{path}: data: rows = -4")
+
+
+TWO = """
+[compress]
+pipeline = ["none"]
+
+[[model]]
+path = "digits-cnn"
+
+[[model]]
+path = "digits-cnn"
+name = "twin"
+"""
+
+
+def test_several_models_are_a_study_each(tmp_path: Path) -> None:
+    path = write(tmp_path, TWO)
+    first, second = read_specs(path, {"data.path": "digits"})
+    stem = path.stem
+    assert (first.name, second.name) == (f"{stem}-digits-cnn", f"{stem}-twin")
+    assert first.data.path == second.data.path == "digits"
+    with pytest.raises(DlasError, match="study run"):
+        read_spec(path)
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        (('name = "twin"', ""), "different"),
+        (('name = "twin"', 'name = "twin"\nnme = "x"'), "nme"),
+        (("path", "pth"), "path"),
+    ],
+)
+def test_models_that_cannot_be_told_apart_are_refused(
+    tmp_path: Path, change: tuple[str, str], match: str
+) -> None:
+    with pytest.raises(DlasError, match=match):
+        read_specs(write(tmp_path, TWO.replace(*change)))

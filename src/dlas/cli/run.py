@@ -81,7 +81,10 @@ def run(
     }
     spec = spec_for(subject, given, settings or [])
     result = run_spec(spec, out, fresh=fresh)
-    show_result(result, out, json=json)
+    if json:
+        write_json(reported(result, out / "report.html"))
+    else:
+        show_result(result, out / "report.html")
 
 
 def spec_for(subject: str, given: dict[str, Any], settings: list[str]) -> StudySpec:
@@ -152,18 +155,19 @@ def run_spec(spec: StudySpec, out: Path, *, fresh: bool) -> StudyResult:
             raise
 
 
-def show_result(result: StudyResult, out: Path, *, json: bool) -> None:
-    """Print the table and the Pareto set, write the report, say where."""
+def show_result(result: StudyResult, path: Path) -> None:
+    """Print the table and the Pareto set, write the report to ``path``, say where."""
+    show_table(result)  # first: what was measured is shown even where the page finds no room
+    reported(result, path)
+    say(f"report: {path}")
+
+
+def reported(result: StudyResult, path: Path) -> dict[str, Any]:
+    """Write the report; the result as a plain dictionary that says where."""
     from dlas.report.html import write_report
 
-    path = out / "report.html"
-    if not json:  # the table first: what was measured is shown even where the page finds no room
-        show_table(result)
     write_report(result, path)
-    if json:
-        write_json({**result.to_dict(), "report": str(path)})
-    else:
-        say(f"report: {path}")
+    return {**result.to_dict(), "report": str(path)}
 
 
 _SETBACKS = 8  # lines on a screen

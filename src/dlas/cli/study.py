@@ -37,12 +37,21 @@ def run(
     out: Out = Path("dlas-out"),
     json: Json = False,
 ) -> None:
-    """Run the stacks of a file; goes on where an earlier run was stopped."""
-    from dlas.cli.run import parse_settings, run_spec, show_result
-    from dlas.explore.spec import read_spec
+    """Run the stacks of a file; goes on where an earlier run was stopped. Several [[model]] tables: a study each."""
+    from dlas.cli.run import parse_settings, reported, run_spec, show_result
+    from dlas.explore.spec import read_specs
 
-    overrides = parse_settings(settings or [])
-    show_result(run_spec(read_spec(file, overrides), out, fresh=fresh), out, json=json)
+    specs = read_specs(file, parse_settings(settings or []))
+    found = []
+    for spec in specs:
+        result = run_spec(spec, out, fresh=fresh)
+        page = out / f"{'report' if len(specs) == 1 else spec.name}.html"
+        if json:
+            found.append(reported(result, page))
+        else:
+            show_result(result, page)
+    if json:
+        write_json(found[0] if len(specs) == 1 else found)
 
 
 def show(

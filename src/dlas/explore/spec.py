@@ -1,7 +1,8 @@
 """The stack file: one TOML table per layer, read into a StudySpec.
 
 A list stands for several choices. A file in which every axis has one choice is a Stack; one with lists is a Study;
-both are the same kind of file. An unknown key is refused with file, line and the nearest key that exists.
+both are the same kind of file. Several ``[[model]]`` tables stand for one Study each. An unknown key is refused with
+file, line and the nearest key that exists.
 """
 
 from __future__ import annotations
@@ -130,9 +131,26 @@ def read_spec(
         tables: Values of other command line options, in the form of the file; they win over the file.
 
     Raises:
-        DlasError: The file is missing or not TOML; says where.
+        DlasError: The file is missing, not TOML, or holds several models; says where.
         UnknownNameError: A key that does not exist; names file, line and the nearest key.
         OptionError: A value of the wrong type or range.
+    """
+    found = read_specs(path, overrides, tables)
+    if len(found) > 1:
+        raise DlasError(
+            f"{path}: {len(found)} [[model]] tables, expected one", "run them with `dlas study run`"
+        )
+    return found[0]
+
+
+def read_specs(
+    path: Path,
+    overrides: Mapping[str, str] | None = None,
+    tables: Mapping[str, Mapping[str, Any]] | None = None,
+) -> list[StudySpec]:
+    """Read a stack file that may hold several ``[[model]]`` tables: one study each, named after file and model.
+
+    Args and errors as :func:`read_spec`.
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -144,12 +162,13 @@ def read_spec(
         read = tomllib.loads(text)
     except (ValueError, RecursionError) as error:  # also too many digits, too deep
         raise DlasError(f"{path}: not valid TOML: {error}", "correct that line") from error
-    applied = text
-    for key, value in (overrides or {}).items():
-        set_key(read, key, value)
-        applied += f"\n# --set {key}={value}"
+    applied = "\n".join([text, *(f"# --set {key}={value}" for key, value in (overrides or {}).items())])
+    folder = path.resolve().parent
     try:
-        return _finished(read, applied, path.stem, path.resolve().parent, tables)
+        return [
+            _finished(_overridden(one, overrides), applied, path.stem, folder, tables)
+            for one in _each(read, path.stem)
+        ]
     except UnknownKeyError as error:
         wanted = f"{error.table}.{error.key}".lstrip(".")
         if any(key == wanted or key.startswith(f"{error.key}.") for key in overrides or {}):
@@ -160,14 +179,35 @@ def read_spec(
         raise DlasError(f"{blamed}: {error.message}" if blamed else error.message, error.hint) from error
 
 
+def _each(read: dict[str, Any], name: str) -> list[dict[str, Any]]:
+    """The file once per ``[[model]]``, each with a name of its own."""
+    models = read.get("model")
+    if not isinstance(models, list):
+        return [read]
+    found = []
+    for model in models:
+        if not isinstance(model, Mapping) or not isinstance(model.get("path"), str):
+            raise OptionError("model", model, "tables with a path: [[model]]")
+        label = str(model.get("name") or Path(model["path"]).stem)
+        found.append({**read, "model": dict(model), "name": f"{read.get('name', name)}-{label}"})
+    labels = [(m.get("name"), m["path"]) for m in models]
+    if len(set(labels)) < len(labels) or not found:
+        raise OptionError("model", labels, "one or more different networks; give them names")
+    return found
+
+
+def _overridden(read: dict[str, Any], overrides: Mapping[str, str] | None) -> dict[str, Any]:
+    for key, value in (overrides or {}).items():
+        set_key(read, key, value)
+    return read
+
+
 def _blamed(path: Path, text: str, overrides: Mapping[str, str]) -> str:
     """Who is at fault for a value that is refused: the file, a ``--set``, or else ('') another option."""
     for name, given in ((f"{path}", {}), *((f"--set {k}={v}", {k: v}) for k, v in overrides.items())):
-        read = tomllib.loads(text)
         try:
-            for key, value in given.items():
-                set_key(read, key, value)
-            spec_of(read, path.stem)
+            for read in _each(tomllib.loads(text), path.stem):
+                spec_of(_overridden(read, given), path.stem)
         except DlasError:
             return name
     return ""
@@ -189,9 +229,7 @@ def model_spec(
     from dlas.runtime.backend import installed_backends
 
     read: dict[str, Any] = {"model": {"path": model}, "runtime": {"backend": installed_backends()}}
-    for key, value in (overrides or {}).items():
-        set_key(read, key, value)
-    return _finished(read, "", Path(model).stem, Path(), tables)
+    return _finished(_overridden(read, overrides), "", Path(model).stem, Path(), tables)
 
 
 def _finished(
