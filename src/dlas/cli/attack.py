@@ -51,6 +51,9 @@ def attack(
         typer.Option("--range", help="LOW:HIGH, the values of samples that are arrays and no images."),
     ] = "0:1",
     seed: Annotated[int, typer.Option(help="Seed of every attack that draws.", min=0)] = 0,
+    threads: Annotated[
+        int, typer.Option(help="Threads of the gradients and of the runtime of the file.", min=1)
+    ] = 1,
     architecture: Architecture = "",
     timeout_s: Annotated[
         float, typer.Option("--timeout", help="Seconds for compiling, and for 100 rows.", min=1)
@@ -87,6 +90,7 @@ def attack(
             path=path,
             value_range=values,
             seed=seed,
+            threads=threads,
             architecture=architecture,
             timeout_s=timeout_s,
             progress=bar,

@@ -7,8 +7,8 @@ another network or attack costs only what is new.
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -94,6 +94,7 @@ class _Bench:
     attacks: Sequence[Attack]
     eps: float
     value_range: tuple[float, float]
+    threads: int
     timeout_s: float
     compiler: Compiler
     route: RunPath | None
@@ -136,6 +137,7 @@ def attack_networks(
     path: str = "",
     value_range: tuple[float, float] = UNIT,
     seed: int = 0,
+    threads: int = 1,
     timeout_s: float = 300.0,
     progress: Progress | None = None,
 ) -> AttackReport:
@@ -150,6 +152,7 @@ def attack_networks(
         path: What runs the networks, such as ``tvm:O2``; by default the runtime that owns the file.
         value_range: For arrays that are no images: the values that 0 and 1 stand for.
         seed: For every attack that draws and has none of its own.
+        threads: Of torch, and of the runtime that owns the file; answers repeat for one number of them.
         timeout_s: Longest time for compiling, and for 100 rows.
         progress: Told what is being done.
 
@@ -169,9 +172,10 @@ def attack_networks(
     with ExitStack() as stack:
         folder = stack.enter_context(scratch_folder())
         compiler = stack.enter_context(Compiler(folder, timeout_s))
+        stack.enter_context(_threads(threads))
         bench = _Bench(
-            few, labels, chosen, bound, value_range, timeout_s, compiler, routes[0] if routes else None, progress,
-            Cache(), made_with(),
+            few, labels, chosen, bound, value_range, threads, timeout_s, compiler, routes[0] if routes else None,
+            progress, Cache(), made_with(),
         )  # fmt: skip
         found, source = _all(bench, subjects, stack)
     return AttackReport(
@@ -203,6 +207,20 @@ def _examples(bench: _Bench, source: _Opened) -> tuple[Example, ...]:
         )
         for i in lost
     )
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    import torch
+
+    if count < 1:
+        raise OptionError("threads", count, "a number >= 1")
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _rows(data: Dataset, rows: int) -> tuple[Dataset, np.ndarray]:
@@ -273,9 +291,11 @@ def _open(bench: _Bench, subject: Subject, name: str, stack: ExitStack) -> _Open
         notes.append(note)
     model = subject.model
     pixels, samples = pixels_of(model, bench.data, bench.value_range)
-    asker = stack.enter_context(asker_of(subject, bench.route, bench.compiler, bench.timeout_s))
+    asker = stack.enter_context(
+        asker_of(subject, bench.route, bench.compiler, bench.threads, bench.timeout_s)
+    )
     victim = Victim(name, pixels, asker, twin_of(model, pixels))
-    parts = [model.hash, asker.path, bench.data.hash, list(bench.value_range)]
+    parts = [model.hash, asker.path, bench.data.hash, list(bench.value_range), bench.threads]
     key = key_of(*parts)
     scores = bench.kept([key, "clean"], lambda: {"scores": victim.scores(samples)})["scores"]
     right, odd = hits(scores, bench.labels)

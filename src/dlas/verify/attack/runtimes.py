@@ -44,7 +44,9 @@ class Asker:
         self._lane.close()
 
 
-def asker_of(subject: Subject, route: RunPath | None, compiler: Compiler, timeout_s: float) -> Asker:
+def asker_of(
+    subject: Subject, route: RunPath | None, compiler: Compiler, threads: int, timeout_s: float
+) -> Asker:
     """What answers for a network: a back end it is built for, else the runtime of its file.
 
     Raises:
@@ -52,7 +54,7 @@ def asker_of(subject: Subject, route: RunPath | None, compiler: Compiler, timeou
     """
     if route is not None:
         return Asker(subject, compiler.build(subject.model, route), route.label)
-    return Asker(subject, NativeLane(subject, timeout_s), owner(subject.path))
+    return Asker(subject, NativeLane(subject, timeout_s, threads), owner(subject.path))
 
 
 def named(subject: Subject | Unread, among: Sequence[Subject | Unread]) -> str:
