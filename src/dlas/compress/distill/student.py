@@ -271,7 +271,7 @@ class Student(Method):
         )
         full = search.whole(search.full)
         budget = self.options.latency_ms or self.options.share * full
-        if budget >= full:
+        if budget * (1 + self.options.slack) >= full:
             found = Found(search.full, search.predicted(search.full), full, search.full, 1)
         else:
             found = search.run(budget, self.options.search)
@@ -348,8 +348,8 @@ class Student(Method):
         found, unit = design.found, costs.unit
         if design.whole:
             return [
-                f"the network takes {design.full:.4g} {unit} and fits the budget of {design.budget:.4g} {unit}: it is "
-                "left as it is"
+                f"the network takes {design.full:.4g} {unit}, which fits the budget of {design.budget:.4g} {unit}: it "
+                "is left as it is"
             ]
         words = "measured" if costs.measured else "counted"
         notes = [
