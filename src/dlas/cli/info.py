@@ -33,23 +33,22 @@ def add_to(app: typer.Typer) -> None:
 
 
 def info(
-    model: Annotated[str, typer.Argument(help="Model file, or the name of a network dlas ships.")],
+    model: Annotated[str, typer.Argument(help="Model file, a network dlas ships, or an architecture.")],
     architecture: Architecture = "",
     layers: Annotated[bool, typer.Option("--layers/--no-layers", help="List the layers.")] = True,
     json: Json = False,
 ) -> None:
     """A model's inputs, layers, sizes, MACs, preprocessing and history; of a file of weights its tensors."""
-    from dlas.api import model_path
+    from dlas.api import is_architecture, model_path, untrained
     from dlas.graph.guard import import_contents
     from dlas.graph.weights import WeightFile
 
-    path = model_path(model)
-    found = import_contents(path, architecture)
+    found = untrained(model) if is_architecture(model) else import_contents(model_path(model), architecture)
     if isinstance(found, WeightFile):
         if json:
-            write_json(_weights_json(found, path.stem))
+            write_json(_weights_json(found, model_path(model).stem))
         else:
-            _show_weights(found, path.stem, layers)
+            _show_weights(found, model_path(model).stem, layers)
     elif json:
         write_json(_network_json(found))
     else:
