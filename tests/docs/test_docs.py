@@ -21,7 +21,7 @@ from dlas.cli.main import run_command
 from dlas.core.figure import Source
 from dlas.core.options import describe_options
 from dlas.core.timing import Protocol
-from dlas.explore.spec import _TABLES, DataSpec, Limits, ModelSpec, StudyOptions
+from dlas.explore.spec import _TABLES, AttackSpec, DataSpec, Limits, ModelSpec, StudyOptions
 from dlas.verify.differential import DEGENERATE_SHARE, SIGNIFICANT, Verdict, excess_p
 from places import find_data
 
@@ -136,6 +136,7 @@ def test_stack_files_page_lists_every_key_with_its_default() -> None:
         "model": ModelSpec,
         "study": StudyOptions,
         "limits": Limits,
+        "attack": AttackSpec,
     }.items():
         rows = dict(re.findall(r"^\| `(\w+)` \| `([^`]*)` \|", sections[table], flags=re.M))
         defaults = {f.name: toml_text(f.default) for f in dataclasses.fields(kind)}

@@ -13,7 +13,7 @@ import json
 import math
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -256,6 +256,19 @@ class Workbench:
         with self._reading():
             return np.load(made.folder / "scores.npy")
 
+    def robustness(self, product: Product) -> Mapping[str, Any]:
+        """What the attacks of the stack file leave of a network's accuracy; see ``steps.attack_network``."""
+        attack = asdict(self.spec.attack)
+        return self.make(
+            "attack",
+            "attack_network",
+            [product.facts["hash"], self.network.facts["hash"], _content(self.judged), attack],
+            str(product),
+            str(self.network),
+            self.judged,
+            attack,
+        ).facts
+
     def floor(self, product: Product) -> NoiseFloor:
         """Noise floor of a network: the reference with and without its optimised kernels."""
         count = self.spec.data.check_rows
@@ -285,6 +298,7 @@ class Workbench:
             _content(self.calibration),
             self.spec.data.check_rows,
             self.spec.study.timing,
+            asdict(self.spec.attack),
             _version(stack.backend),
             self._versions,
             machine,

@@ -201,6 +201,11 @@ class Run:
             "kind": product.facts["kind"],
             "notes": product.facts["notes"],
         }
+        if self.spec.attack.attacks and labels is not None:
+            robustness = self.bench.robustness(product)
+            if robustness["robust_accuracy"]:
+                figures["robust_accuracy"] = Figure.from_dict(robustness["robust_accuracy"])
+            facts["notes"] = [*facts["notes"], *robustness["notes"]]
         return figures, facts
 
     def _measure(self, stacks: list[Stack], variant: _Variant) -> None:

@@ -56,6 +56,17 @@ class StudyOptions:
 
 
 @dataclass(frozen=True)
+class AttackSpec:
+    """``[attack]``: what the figure ``robust_accuracy`` is found with; without attacks there is none."""
+
+    attacks: str = option(
+        "", "attacks, such as fgsm,pgd:steps=10,square; those on the original are carried over"
+    )
+    eps: str = option("8/255", "largest change of a pixel, as a share of its range")
+    rows: int = option(100, "judged rows to attack at most, balanced over the classes", low=1)
+
+
+@dataclass(frozen=True)
 class Limits:
     """``[limits]``: what one step may use."""
 
@@ -75,6 +86,7 @@ class StudySpec:
         space: Choices per axis.
         study: Design, objectives, timing.
         limits: Time and memory per step.
+        attack: How robustness is judged, if at all.
         folder: Folder that relative paths start from, besides DLAS_DATA.
         text: The file as written, after overrides were applied (for the report).
     """
@@ -86,6 +98,7 @@ class StudySpec:
     preprocessing: Mapping[str, Any] = field(default_factory=dict)
     study: StudyOptions = StudyOptions()
     limits: Limits = Limits()
+    attack: AttackSpec = AttackSpec()
     folder: Path = Path()
     text: str = ""
 
@@ -115,6 +128,7 @@ _TABLES: dict[str, Any] = {
     "hardware": ("target",),
     "study": StudyOptions,
     "limits": Limits,
+    "attack": AttackSpec,
 }
 
 
@@ -303,6 +317,7 @@ def spec_of(tables: Mapping[str, Any], name: str) -> StudySpec:
         space=space,
         study=study,
         limits=_options(Limits, tables, "limits"),
+        attack=_options(AttackSpec, tables, "attack"),
     )
 
 

@@ -89,6 +89,25 @@ def compress_network(
     return facts
 
 
+def attack_network(
+    network: str, original: str, data: Mapping[str, Any], attack: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Share of rows that a network gets right under every attack, those found on the original included.
+
+    Returns:
+        ``robust_accuracy``, a figure or None, and ``notes`` on what it may be worth or why there is none.
+    """
+    from dlas.verify.attack import attack_networks
+    from dlas.verify.running import Subject
+
+    places = dict.fromkeys((original, network))
+    subjects = [Subject(Path(place) / "model.onnx", read_network(place)) for place in places]
+    found = attack_networks(subjects, open_rows(data), **attack).models[-1]
+    reasons = [f"no {r.title}: {r.reason}" for r in found.results if r.reason]
+    notes = [*found.warnings, *reasons, *filter(None, [found.reason])]
+    return {"robust_accuracy": found.worst.to_dict() if found.worst else None, "notes": notes}
+
+
 def reference_scores(network: str, folder: str, rows: str, level: str, count: int, threads: int) -> None:
     """Answers of the reference engine on the first ``count`` prepared rows (0 for all): ``scores.npy``."""
     from dlas.graph.reference import predict

@@ -26,6 +26,7 @@ from dlas.explore.spec import StudySpec
 from dlas.explore.storage import SqliteStorage, Storage
 from dlas.hardware.target import targets
 from dlas.runtime.backend import backends
+from dlas.verify.attack.attack import parse_attacks, parse_eps
 
 
 class Study:
@@ -159,6 +160,9 @@ def check_choices(spec: StudySpec) -> None:
         build_options(backends.get(choice.name).Options, choice.as_dict(), choice.name)
     for choice in spec.space.targets:
         build_options(targets.get(choice.name).Options, choice.as_dict(), choice.name)
+    if spec.attack.attacks:
+        parse_attacks(spec.attack.attacks)
+        parse_eps(spec.attack.eps)
 
 
 def _baseline_facts(points: tuple[Point, ...]) -> dict[str, Any]:

@@ -29,6 +29,7 @@ FIGURES = {
     "latency_ms": Label("Latency", "time of one inference: median, with its 95 % interval", low_is_good=True),
     "speedup": Label("Speed-up", "time of the baseline over time of this point, timed in turn", low_is_good=False),
     "top1": Label("Top-1", "share of the judged rows whose label is right", low_is_good=False),
+    "robust_accuracy": Label("Robust", "share of the attacked rows that every attack leaves right", low_is_good=False),
     "peak_memory_bytes": Label("Peak memory", "largest memory of the process that ran it", low_is_good=True),
     "model_bytes": Label("Model size", "size of the network's file", low_is_good=True),
     "model_zstd_bytes": Label("Size, zstd", "size of the network's file after zstd", low_is_good=True),
