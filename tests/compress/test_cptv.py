@@ -307,7 +307,7 @@ def test_options_out_of_range_are_refused(bad: dict[str, object]) -> None:
 
 
 def test_bad_rows_and_weights_are_refused(vit: Model) -> None:
-    with pytest.raises(DataError, match="at least 2 rows|compares rows"):
+    with pytest.raises(DataError, match="compares rows"):
         cptv(vit, images(vit, 1))
     broken = images(vit)
     assert isinstance(broken.samples, np.ndarray)
@@ -320,7 +320,7 @@ def test_bad_rows_and_weights_are_refused(vit: Model) -> None:
     )
     assert value.const_value is not None
     value.const_value = ir.tensor(value.const_value.numpy() * np.float32("nan"), name=value.name)
-    with pytest.raises(DlasError, match="NaN|finite"):
+    with pytest.raises(DlasError, match=r"NaN|finite"):
         cptv(dataclasses.replace(vit, ir=graph), images(vit))
 
 

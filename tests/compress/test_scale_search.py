@@ -115,15 +115,15 @@ def test_a_stored_state_goes_on_as_if_it_had_never_stopped() -> None:
     end = search(whole.start(), UNITS, whole.prepare, settings())
     half, stored = Landscape(), []
 
-    class Killed(Exception):
+    class KilledError(Exception):
         pass
 
     def stop(state: State) -> None:
         if state.visits == 5:
             stored.append(json.dumps(state.to_dict()))
-            raise Killed
+            raise KilledError
 
-    with pytest.raises(Killed):
+    with pytest.raises(KilledError):
         search(half.start(), UNITS, half.prepare, settings(), stop)
     resumed = search(State.from_dict(json.loads(stored[0])), UNITS, half.prepare, settings())
     assert resumed.history == end.history

@@ -82,3 +82,36 @@ def test_bad_choices_are_named() -> None:
         architecture_for("cifar-resnet:depth=21")
     with pytest.raises(UnknownNameError, match="cifar-resnet"):
         architecture_for("cifar-resnett")
+
+
+def test_vit_has_the_weights_of_the_paper() -> None:
+    """12 width^2 per block for the products, and what the stem, positions, norms and head add."""
+    width, depth = 96, 6
+    block = 12 * width**2 + 13 * width
+    rest = 48 * width + width + 64 * width + 2 * width + 10 * width + 10
+    assert parameters("vit") == depth * block + rest
+
+
+def test_vit_reads_its_options_off_the_weights() -> None:
+    spelled = "vit:depth=2,width=16,heads=4,patch=8,expansion=2,stem=conv,classes=7"
+    shapes = {n: tuple(t.shape) for n, t in architecture_for(spelled).build().state_dict().items()}
+    assert architectures.get("vit").options_from(shapes) == {
+        "depth": 2, "width": 16, "patch": 8, "expansion": 2, "stem": "conv", "classes": 7,
+    }  # fmt: skip
+    assert architectures.get("vit").options_from({"conv1.weight": (16, 3, 3, 3)}) == {}
+
+
+def test_vit_attends_to_all_tokens_and_knows_their_places() -> None:
+    module = architecture_for("vit:depth=1,width=8,heads=2").build()
+    x = torch.randn(1, 3, 32, 32, requires_grad=True)
+    module(x)[0, 0].backward()
+    assert x.grad is not None
+    assert (x.grad.abs().amax((0, 1)) > 0).all()
+    torch.nn.init.normal_(module.position)
+    flipped = torch.flip(x.detach(), [3])
+    assert not torch.allclose(module(flipped), module(x.detach()), atol=1e-5)
+
+
+def test_vit_heads_share_the_width_evenly() -> None:
+    with pytest.raises(OptionError, match="multiple of the number of heads"):
+        architecture_for("vit:width=10,heads=3")
