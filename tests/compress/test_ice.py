@@ -338,3 +338,21 @@ def test_nothing_is_computed_backwards_through_a_frozen_prefix() -> None:
         learned = name.endswith(("weight", "scale", "bias")) and name not in frozen
         changed = not np.array_equal(before, trained.initializers[name])
         assert changed == (learned or name.endswith((".mean", ".var"))), name
+
+
+def test_zeros_of_an_earlier_pruning_stay() -> None:
+    sparse = methods.get("magnitude")(sparsity=0.6).apply(blocks())
+    made = ice(sparse, threshold=0)
+    array = made.initializers["b1.conv2.weight"]
+    was = sparse.initializers["b1.conv2.weight"]
+    channels_left = array.shape[1]
+    assert channels_left < was.shape[1]
+    sparsity = lambda a: float((a == 0).mean())  # noqa: E731
+    assert sparsity(array) == pytest.approx(sparsity(was), abs=0.15)
+    assert sparsity(ice(blocks(), threshold=0).initializers["b1.conv2.weight"]) < 0.01
+
+
+def test_a_ratio_of_nothing_removes_nothing() -> None:
+    made = ice(ratio=0.0)
+    assert made.initializers["b0.conv1.weight"].shape == blocks().initializers["b0.conv1.weight"].shape
+    assert recipe(made)["steps"] == []

@@ -37,7 +37,7 @@ class StepRecord:
         layer: Whose channels left.
         before: Channels before.
         after: Channels after.
-        pruned_accuracy: Validation accuracy (%) right after they left.
+        pruned_accuracy: Validation accuracy (%) right after they left; NaN where nothing depended on it.
         accuracy: The same at the end of the step.
         fine_tuned: Whether it was fine-tuned.
         lr: Learning rate of that.
@@ -57,7 +57,9 @@ class StepRecord:
 
     def told(self) -> str:
         """In words."""
-        text = f"{self.layer} {self.before} -> {self.after} channels, accuracy {self.pruned_accuracy:.2f} %"
+        text = f"{self.layer} {self.before} -> {self.after} channels"
+        if not math.isnan(self.pruned_accuracy):
+            text += f", accuracy {self.pruned_accuracy:.2f} %"
         if not self.fine_tuned:
             return text
         frozen = f", {self.frozen} layers frozen" if self.frozen else ""
@@ -143,8 +145,10 @@ class Run:
         with self.clock.phase("pruning"):
             group = channels.groups(self.model.ir).prunable[place]
             self.model = self._without(self.model, group, count)
-        with self.clock.phase("judging"):
-            fallen = accuracy(self.model, self.validation, self.options.threads)
+        fallen = math.nan
+        if self.options.decide:  # the plain loop has no use for it, and should not pay for it
+            with self.clock.phase("judging"):
+                fallen = accuracy(self.model, self.validation, self.options.threads)
         state.changed.extend(group.producers)
         record = StepRecord(group.producers[0], group.size, group.size - count, fallen, fallen)
         state.current = fallen
@@ -153,6 +157,7 @@ class Run:
             record = self._fine_tuned(record)
         elif wanted:
             state.skipped += 1
+            state.current = accuracy(self.model, self.validation, self.options.threads)
         state.records.append(asdict(record))
         state.step += 1
         if self.trail is not None:

@@ -136,6 +136,8 @@ def trained(
 ) -> tuple[Model, float]:
     """A Model with its weights trained, and the mean loss of the last epoch (NaN if it was cut short).
 
+    Zeros among the weights of a convolution or linear layer stay zero: somebody pruned them.
+
     Args:
         model: What to start from.
         rows: Training rows.
@@ -164,6 +166,7 @@ def trained(
         if deadline():
             raise _OutOfTime
 
+    pruned = {p: a != 0 for p in module.parameters() if p.dim() > 1 and not (a := p.detach().numpy()).all()}
     held = [stored[name] for name in frozen if name in stored]
     losses = [math.nan]
     try:
@@ -173,6 +176,7 @@ def trained(
                 rows.inputs,
                 rows.labels,
                 schedule if rows.images else replace(schedule, augment="none"),
+                masks=pruned,
                 loss=loss,
                 frozen=held,
                 each_step=each_step,

@@ -195,7 +195,7 @@ class Ice(Method):
         tuned: dict[str, Any] = facts.pop("tuned", {})
         if saved is None and options.tune:
             with clock.phase("tuning"):
-                tuned = _tuned(options, tidied, places, counts, training, validation, teller.said)
+                tuned = _tuned(options, tidied, places, counts, training, validation, clock, teller.said)
         run = Run(
             tidied,
             places,
@@ -277,6 +277,7 @@ def _tuned(
     counts: Sequence[int],
     training: Rows,
     validation: Rows,
+    outer: Clock,
     say: Callable[[str], None],
 ) -> dict[str, Any]:
     """The best of a few draws of settings, judged by short runs on a small part of the rows."""
@@ -292,6 +293,8 @@ def _tuned(
     drawn = np.random.default_rng(options.seed).permutation(len(every))[: options.tune_draws]
     best: tuple[float, dict[str, Any]] = (math.inf, {})
     for number, index in enumerate(drawn, start=1):
+        if outer.left_s <= 0:
+            break
         settings = dict(zip(grid, (float(v) for v in every[index]), strict=True))
         clock = Clock()
         run = Run(model, places, counts, replace(options, **settings), few, judges, clock, lambda *_: None)
