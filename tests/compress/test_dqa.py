@@ -17,7 +17,7 @@ from dlas.compress.quantize._activations import places
 from dlas.core.errors import DataError, DlasError, OptionError, UnknownNameError, UnsupportedError
 from dlas.data.dataset import Dataset
 from dlas.graph.model import Model
-from dlas.graph.passes import tidy
+from dlas.graph.passes import bind_batch, tidy
 from dlas.graph.reference import intermediates
 from dlas.graph.torch_module import to_torch
 from dlas.kernels.formats import dqa as form
@@ -258,8 +258,18 @@ def test_bad_input_is_named() -> None:
         compress_model(model, "dqa", Dataset("wrong", np.zeros((8, 5), np.float32), np.zeros(8, np.int64)))
     with pytest.raises(OptionError):
         compress_model(model, "dqa:extra=4", data)
+    with pytest.raises(OptionError, match="do not add up"):
+        compress_model(model, "dqa:importance=greedy,budget=3.5", data)
     with pytest.raises(UnsupportedError):
         compress_model(models.residual_half(), "dqa", data)
+
+
+def test_a_fixed_batch_is_calibrated_in_whole_batches() -> None:
+    fixed = bind_batch(models.residual(), 20)
+    changed = compress_model(fixed, "dqa", rows())
+    assert "the bytes of 40 rows, 20 at a time" in changed.history[-1].notes[0]
+    with pytest.raises(DataError, match="takes 20 rows at a time"):
+        compress_model(fixed, "dqa", rows(8))
 
 
 def test_rows_without_labels_are_judged_by_the_network_itself() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from dlas.compress.calibration import open_session, parts
+from dlas.compress.calibration import open_session
 from dlas.compress.quantize._activations import Place, places
 from dlas.core.errors import DataError, UnsupportedError
 from dlas.data.dataset import Dataset
@@ -27,13 +27,11 @@ class Calibration:
         model: The network they are prepared for.
         data: The rows.
         size: Rows per batch.
-        fixed: The batch the network insists on; 0 for any.
     """
 
     model: Model
     data: Dataset
     size: int
-    fixed: int
 
     @classmethod
     def of(cls, model: Model, data: Dataset | None, rows: int, batch: int) -> Calibration:
@@ -57,7 +55,12 @@ class Calibration:
         count = min(rows, len(data))
         shape = model.inputs[0].shape
         fixed = shape[0] if shape and isinstance(shape[0], int) else 0
-        return cls(model, data.take(np.arange(count) * len(data) // count), fixed or batch, fixed)
+        if fixed > count:
+            raise DataError(
+                f"{model.name} takes {fixed} rows at a time, calibration got {count}", "give more rows"
+            )
+        count -= count % fixed if fixed else 0
+        return cls(model, data.take(np.arange(count) * len(data) // count), fixed or batch)
 
     @property
     def count(self) -> int:
@@ -76,8 +79,7 @@ class Calibration:
 
     def batches(self) -> Iterator[np.ndarray]:
         """The rows as the network takes them."""
-        for batch in iterate(self.data, self.model, self.size):
-            yield from parts(batch, self.size, self.fixed)
+        return iterate(self.data, self.model, self.size)
 
     def values(
         self, graph: ir.Model, found: list[Place], told: Callable[[float], object] | None = None

@@ -77,7 +77,7 @@ def fisher(
             loss = _summed_loss(logits, labels)
             if not bool(torch.isfinite(loss)):
                 raise DataError(
-                    f"the loss over the calibration rows is {float(loss)}",
+                    f"the loss over the calibration rows is {loss.item()}",
                     "mend or retrain the network first",
                 )
             loss.backward()

@@ -172,6 +172,12 @@ class Dqa(Method):
         graph, found = found_in(model, self.options.where, self.options.only)
         for place in found:
             _signed(place, self.options)
+        if self.options.budget and self.options.importance == "greedy":
+            raise OptionError(
+                "dqa: importance",
+                "greedy",
+                "fisher together with budget, because accuracies of channels do not add up",
+            )
         return graph, found
 
     def _rows(self, model: Model, data: Dataset | None) -> Calibration:
