@@ -1,8 +1,8 @@
 """4-bit weights of ResNet-20 on the CIFAR-10 JPEG test rows: what rounding loses, what repair and training bring back.
 
 Needs DLAS_DATA. First part: ``int4``, ``apot``, ``msq`` and ``po2`` per tensor, per channel, with the least squared
-error and with statistics repair. Each loss against the float network on the same rows stands beside what it was measured
-to be before dlas existed, on 2,000 rows of 200 per class; which ones is not recorded, so all test rows are judged here.
+error and with statistics repair. Each loss against the float network on the same rows stands beside what was measured
+before dlas existed, on 2,000 rows of 200 per class; which ones is not recorded, so all test rows are judged here.
 No method has seen any of them: repair reads 1,000 training rows. Second part: 4-bit APoT after training, against the
 float network trained equally.
 """

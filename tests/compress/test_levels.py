@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -369,3 +370,24 @@ def test_shared_weights_are_rounded_once() -> None:
     sources = {n.name: n.inputs[1] for n in small.ir.graph if n.op_type == "Conv"}
     assert sources["twin"] is sources[str(same[0].name)]
     assert sources["twin"].producer().op_type == "DequantizeLinear"  # type: ignore[union-attr]
+
+
+def test_a_network_is_prepared_before_it_is_trained() -> None:
+    """What ``fine_tune`` returns are the weights behind a change, not what it hands on."""
+    from dlas.compress.training import fine_tune
+
+    model, data = models.residual(), rows(16)
+    name = next(
+        str(n.inputs[1].name) for n in model.ir.graph if n.op_type == "Conv" and n.inputs[1] is not None
+    )
+    seen: list[tuple[int, ...]] = []
+
+    def put(module: Any) -> None:
+        module.on_weight(name, lambda w: seen.append(tuple(w.shape)) or w * 0)
+
+    trained = fine_tune(model, data, epochs=1, batch_size=16, weight_decay=0.0, momentum=0.0, prepared=put)
+    assert seen == [model.initializers[name].shape]
+    assert np.array_equal(
+        trained.initializers[name], model.initializers[name]
+    )  # no gradient passes a factor of 0
+    assert model.initializers[name].any()
