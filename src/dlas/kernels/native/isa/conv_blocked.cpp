@@ -106,7 +106,7 @@ using Tile = void (*)(const Row&);
 
 template <int NB, int SW, const auto& Sizes, size_t... I>
 std::vector<std::pair<Tile, int>> cut_into(int64_t pixels, std::index_sequence<I...>) {
-  static constexpr Tile table[] = {tile<Sizes[I], 1, NB, SW>...};
+  static constexpr Tile table[] = {tile<Sizes[I], 1, NB, Sizes[I] == 1 ? 1 : SW>...};
   std::vector<std::pair<Tile, int>> found;
   for (const int i : cut(pixels, Sizes, sizeof...(I), NB > 1 ? 2 : 4)) found.push_back({table[i], Sizes[i]});
   return found;
@@ -141,7 +141,7 @@ Tile rows_of(int rows, std::integer_sequence<int, R...>) {
 template <int SW>
 Tile rows_of(int pixels, int rows) {
   switch (pixels) {
-    case 1: return rows_of<1, SW>(rows, std::make_integer_sequence<int, kMost[4]>());
+    case 1: return rows_of<1, 1>(rows, std::make_integer_sequence<int, kMost[4]>());
     case 2: return rows_of<2, SW>(rows, std::make_integer_sequence<int, std::max(kMost[4] / 2, 1)>());
     default: return rows_of<3, SW>(rows, std::make_integer_sequence<int, std::max(kMost[4] / 3, 1)>());
   }
