@@ -214,6 +214,8 @@ def _reason(node: ir.Node, value: ir.Value | None, weight: np.ndarray | None, ke
         return "as asked"
     if value is None or weight is None or weight.dtype != np.float32 or weight.ndim < 2:
         return "its weights are no constant float32"
+    if node.op_type == "MatMul" and weight.ndim != 2:
+        return "its weights are no matrix"
     uses = [(use.node, use.idx) for use in value.uses()]
     if any(
         i != 1 or other.op_type not in RULES or weight_axis(other) != weight_axis(node) for other, i in uses

@@ -1,8 +1,8 @@
 """Weights on 15 evenly spaced levels: 4 bits, -7 to 7 times a scale.
 
-The plain one among the 4-bit methods, with the best accuracy of them on convolutional networks after training-free
-repair of their statistics (``repair=stats``). Activations stay float or become int8. Not for networks so small or so
-deep in depthwise layers that 4 bits break them; train with ``epochs``, or keep those layers at 8 bits.
+The plain one among the 4-bit methods, for hardware that multiplies. Repairing the statistics (``repair=stats``) brings
+back most of what rounding loses, without training. Not for networks so small or so deep in depthwise layers that 4 bits
+break them: train with ``epochs``, or keep those layers at 8 bits.
 """
 
 from __future__ import annotations
