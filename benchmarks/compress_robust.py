@@ -25,9 +25,8 @@ import numpy as np
 from _common import Row, finish, parser, progress
 
 SPEAKERS = ("theo", "lucas", "jackson", "nicolas", "george", "yweweler")
-ATTACKS = (
-    "fgsm,pgd:steps=7,random_start=false,pgd:steps=40,random_start=false,step=0.1,square:queries={queries}"
-)
+ATTACKS = "fgsm,pgd:steps=7,random_start=false,{more}square:queries={queries}"
+LONGER = "pgd:steps=40,random_start=false,step=0.1,"
 EPS = ("2/255", "8/255")
 
 
@@ -44,8 +43,8 @@ class Case:
 
 
 CASES = {
-    "digits": Case("spoken digits", "ds-cnn:classes=10", "ds-cnn:classes=10", 0.1, "none", 0.3),
-    "cifar": Case("cifar10-jpeg", "resnet8", "resnet8:width=32", 0.1, "flip-shift", 0.01),
+    "digits": Case("spoken digits", "ds-cnn:classes=10", "ds-cnn:classes=10,width=96", 0.1, "none", 0.03),
+    "cifar": Case("cifar10-jpeg", "resnet8", "resnet8:width=32", 0.1, "flip-shift", 0.03),
 }
 
 
@@ -90,11 +89,18 @@ def networks(case: Case, train: Any, seed: int, given: Any) -> dict[str, tuple[A
     progress(f"{case.name}, seed {seed}: float, {time.monotonic() - start:.0f} s")
     for name, weight in (("ternary", 0.0), ("ternary+jacobian", given.jacobian or case.jacobian)):
         start = time.monotonic()
-        small = dlas.compress(
-            untrained(case.ternary_network, seed), "ternary-stq", data=train, epochs=given.epochs, lr=case.lr,
-            batch_size=given.batch, augment=case.augment, seed=seed, threads=given.threads, jacobian=weight,
-            ramp_epochs=given.epochs / 3,
-        )  # fmt: skip
+        options = {
+            "epochs": given.epochs,
+            "lr": case.lr,
+            "batch_size": given.batch,
+            "augment": case.augment,
+            "seed": seed,
+            "threads": given.threads,
+            "jacobian": weight,
+            "ramp_epochs": given.epochs / 3,
+        }
+        start_from = untrained(case.float_network if given.quick else case.ternary_network, seed)
+        small = dlas.compress(start_from, "ternary-stq", data=train, **options)
         made[name] = (small, int(small.history[-1].notes[0].split()[0]))
         progress(f"{case.name}, seed {seed}: {name}, {time.monotonic() - start:.0f} s")
     return made
@@ -128,7 +134,11 @@ def judge(made: dict[str, tuple[Any, int]], test: Any, given: Any) -> dict[str, 
             subjects.append(Subject.open(path))
         for eps in EPS:
             report = attack_networks(
-                subjects, test, attacks=ATTACKS.format(queries=given.queries), eps=eps, rows=len(test)
+                subjects,
+                test,
+                attacks=ATTACKS.format(queries=given.queries, more="" if given.quick else LONGER),
+                eps=eps,
+                rows=len(test),
             )
             for name, model in zip(made, report.models, strict=True):
                 assert model.clean is not None
@@ -203,18 +213,20 @@ def main() -> int:
     """Entry point."""
     options = parser(__doc__)
     options.add_argument("--case", action="append", choices=sorted(CASES), help="repeat; default: all")
-    options.add_argument("--quick", action="store_true", help="one seed, few rows, epochs and queries")
+    options.add_argument(
+        "--quick", action="store_true", help="one seed, few rows, epochs and queries, no wider networks"
+    )
     options.add_argument("--seeds", type=int, default=3)
     options.add_argument("--epochs", type=int, default=0, help="default: 15, with --quick 8")
-    options.add_argument("--train-rows", type=int, default=0, help="default: all, with --quick 2000")
+    options.add_argument("--train-rows", type=int, default=0, help="default: all, with --quick 1000")
     options.add_argument(
-        "--rows", type=int, default=0, help="rows under attack; default: 1000, with --quick 200"
+        "--rows", type=int, default=0, help="rows under attack; default: 1000, with --quick 100"
     )
-    options.add_argument("--queries", type=int, default=0, help="of Square; default: 1000, with --quick 200")
+    options.add_argument("--queries", type=int, default=0, help="of Square; default: 1000, with --quick 100")
     options.add_argument(
         "--jacobian", type=float, default=0.0, help="weight of the Jacobian; default: per case"
     )
-    options.add_argument("--batch", type=int, default=64)
+    options.add_argument("--batch", type=int, default=0, help="rows per step; default: 64, with --quick 32")
     options.add_argument("--threads", type=int, default=2)
     given = options.parse_args()
     if not os.environ.get("DLAS_DATA"):
@@ -222,9 +234,10 @@ def main() -> int:
     quick = given.quick
     given.seeds = 1 if quick else given.seeds
     given.epochs = given.epochs or (8 if quick else 15)
-    given.train_rows = given.train_rows or (2000 if quick else 0)
-    given.rows = given.rows or (200 if quick else 1000)
-    given.queries = given.queries or (200 if quick else 1000)
+    given.train_rows = given.train_rows or (1000 if quick else 0)
+    given.rows = given.rows or (100 if quick else 1000)
+    given.queries = given.queries or (100 if quick else 1000)
+    given.batch = given.batch or (32 if quick else 64)
     lines: list[Row] = []
     details: dict[str, Any] = {}
     for key in given.case or CASES:

@@ -23,10 +23,13 @@ from dlas.compress.quantize._ternary_training import Training
 from dlas.compress.quantize.ternary_stq import TernaryStq
 from dlas.core.errors import DataError, DlasError, ModelError, OptionError, UnknownNameError, UnsupportedError
 from dlas.data.dataset import Dataset
+from dlas.data.find import load_dataset
+from dlas.data.preprocess import prepare
 from dlas.graph.model import Model
 from dlas.graph.reference import Reference, predict
 from dlas.graph.torch_module import to_torch
 from dlas.kernels.formats.ternary import ternarize
+from dlas.models.pretrained import load_pretrained
 from dlas.testing import models
 from dlas.testing.methods import MethodSuite
 
@@ -363,3 +366,39 @@ def test_probabilities_are_regularised_before_the_softmax():
     loss = Training(work, layers, norms, method.options, VECTORS)._loss()
     assert (loss.scores, loss.layers) == ("z", ("r",))
     assert np.allclose(predict(method.apply(ending, VECTORS), VECTORS.samples).sum(1), 1, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_the_jacobian_makes_digits_harder_to_attack():
+    """Three seeds: PGD with 7 steps at 16/255 leaves more digits right, clean ones stay within 3 points."""
+    network = load_pretrained("digits-cnn")
+    train, test = (
+        load_dataset("digits", split="train").head(600),
+        load_dataset("digits", split="test").head(200),
+    )
+    gaps, clean = [], []
+    for seed in range(3):
+        shares = []
+        for weight in (0.0, 0.01):
+            small = TernaryStq(
+                epochs=6, batch_size=32, threads=1, seed=seed, jacobian=weight, ramp_epochs=2
+            ).apply(network, train)
+            shares.append(attacked(small, test, 16 / 255))
+        clean.append(shares[1][0] - shares[0][0])
+        gaps.append(shares[1][1] - shares[0][1])
+    assert np.mean(gaps) > 0.02
+    assert abs(np.mean(clean)) <= 0.03
+
+
+def attacked(model, data, eps, steps=7):
+    """Share of rows answered rightly: as they are, and after PGD."""
+    module = to_torch(model)
+    x, y = torch.from_numpy(prepare(data, model)), torch.from_numpy(data.labels)
+    changed = x.clone()
+    for _ in range(steps):
+        changed.requires_grad_()
+        loss = torch.nn.functional.cross_entropy(module(changed), y, reduction="sum")
+        (slope,) = torch.autograd.grad(loss, changed)
+        changed = (changed + eps / 4 * slope.sign()).clamp(x - eps, x + eps).clamp(0, 1).detach()
+    with torch.no_grad():
+        return [float((module(each).argmax(1) == y).float().mean()) for each in (x, changed)]
