@@ -168,7 +168,7 @@ def measured(
     # Rows that the network was not adapted on; a tenth of them judges. (Its makers trained it on all of them, in their
     # lossless form: no row of the training set is quite new to it.)
     unseen = np.setdiff1d(np.arange(len(training)), sample(training, ROWS).rows)
-    data = sample(training.take(unseen), min(len(unseen), max(count * 2, 10_000)), seed=1)
+    data = sample(training.take(unseen), min(len(unseen), 5 * count), seed=1)
     for _ in range(rounds):
         for case in cases:
             options = {"ratio": ratio, "rows": count, "threads": threads, **CASES[case]}

@@ -69,6 +69,7 @@ def blocks(width: int = 8, count: int = 3, seed: int = 0) -> Model:
     return Model.from_proto(onnx.shape_inference.infer_shapes(proto), "blocks")
 
 
+@cache
 def rows(count: int = 200, seed: int = 2) -> Dataset:
     """Images labelled by :func:`blocks` itself, so that there is something to lose."""
     x = models.images(count, seed=seed)

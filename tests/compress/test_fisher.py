@@ -43,10 +43,10 @@ def widths(model: Model) -> list[int]:
 
 
 class TestFisher(MethodSuite):
-    method = "fisher:batch_size=32,steps=2,channels=6,threads=1,validation=0.2"
+    method = "fisher:batch_size=32,steps=1,channels=4,threads=1,validation=0.2"
 
     def network(self) -> Model:
-        return blocks()
+        return blocks(count=1)
 
     def training(self) -> Any:
         return rows()

@@ -13,7 +13,7 @@ import onnx_ir as ir
 from dlas.compress.prune import _ice_rules as rules
 from dlas.compress.prune._criteria import CRITERIA, scores
 from dlas.compress.prune._distilled import Distilled
-from dlas.compress.prune._rounds import Clock, Rows, Trail, accuracy, trained, with_graph
+from dlas.compress.prune._rounds import CLIP_NORM, Clock, Rows, Trail, accuracy, trained, with_graph
 from dlas.compress.prune._taps import pooled_activations
 from dlas.compress.prune._targets import weights
 from dlas.compress.training import DivergedError, Schedule
@@ -285,6 +285,7 @@ class Run:
             seed,
             weight_decay=1e-4,
             augment=options.augment,
+            clip_norm=CLIP_NORM,
             threads=options.threads,
             decay="none",
         )

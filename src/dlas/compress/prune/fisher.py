@@ -19,7 +19,7 @@ import numpy as np
 
 from dlas.compress._fisher import FisherMeter
 from dlas.compress.method import Change, Method, Plan, Progress, methods
-from dlas.compress.prune._rounds import Clock, Rows, Trail, accuracy, rows_of, trained, with_graph
+from dlas.compress.prune._rounds import CLIP_NORM, Clock, Rows, Trail, accuracy, rows_of, trained, with_graph
 from dlas.compress.prune._targets import Selection, counts_for, remaining, select, weights
 from dlas.compress.training import AUGMENTATIONS, DivergedError, Schedule
 from dlas.core.errors import DataError, DlasError
@@ -306,5 +306,6 @@ class _Run:
             options.seed + 1 + number,
             weight_decay=5e-4,
             augment=options.augment,
+            clip_norm=CLIP_NORM,
             threads=options.threads,
         )
