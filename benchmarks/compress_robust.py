@@ -44,7 +44,7 @@ class Case:
 
 CASES = {
     "digits": Case("spoken digits", "ds-cnn:classes=10", "ds-cnn:classes=10,width=96", 0.1, "none", 0.03),
-    "cifar": Case("cifar10-jpeg", "resnet8", "resnet8:width=32", 0.1, "flip-shift", 0.03),
+    "cifar": Case("cifar10-jpeg", "resnet8", "resnet8:width=24", 0.1, "flip-shift", 0.01),
 }
 
 
@@ -218,7 +218,7 @@ def main() -> int:
     )
     options.add_argument("--seeds", type=int, default=3)
     options.add_argument("--epochs", type=int, default=0, help="default: 15, with --quick 8")
-    options.add_argument("--train-rows", type=int, default=0, help="default: all, with --quick 1000")
+    options.add_argument("--train-rows", type=int, default=0, help="default: 10,000, with --quick 1000")
     options.add_argument(
         "--rows", type=int, default=0, help="rows under attack; default: 1000, with --quick 100"
     )
@@ -234,7 +234,7 @@ def main() -> int:
     quick = given.quick
     given.seeds = 1 if quick else given.seeds
     given.epochs = given.epochs or (8 if quick else 15)
-    given.train_rows = given.train_rows or (1000 if quick else 0)
+    given.train_rows = given.train_rows or (1000 if quick else 10_000)
     given.rows = given.rows or (100 if quick else 1000)
     given.queries = given.queries or (100 if quick else 1000)
     given.batch = given.batch or (32 if quick else 64)
