@@ -47,16 +47,8 @@ class TestPublished(MethodSuite):
     method = PUBLISHED
 
 
-class TestBudget(MethodSuite):
-    method = "dqa:budget=3.6,extra=2"
-
-
 class TestNoisyQuant(MethodSuite):
     method = "noisyquant"
-
-
-class TestNoisyQuantUniform(MethodSuite):
-    method = "noisyquant:noise=uniform"
 
 
 @pytest.mark.parametrize(
@@ -322,7 +314,8 @@ def signed_blocks() -> Model:
 
 def test_signed_values_of_an_older_opset() -> None:
     model, data = signed_blocks(), rows()
-    for choice in ("dqa:bits=8", "dqa:bits=8,range=dynamic-batch", "noisyquant:bits=8"):
+    noises = ("noisyquant:bits=8", "noisyquant:bits=8,noise=uniform")
+    for choice in ("dqa:bits=8", "dqa:bits=8,range=dynamic-batch", *noises):
         changed = compress_model(model, choice, data)
         x = models.images(8, seed=3)
         np.testing.assert_allclose(run(changed, x), run(model, x), atol=0.05 * np.abs(run(model, x)).max())

@@ -71,7 +71,11 @@ def fisher(
     done = 0
     with module.kept([place.value for place in layouts]) as kept:  # type: ignore[operator]
         for batch in sample.batches():
-            outputs = module(torch.from_numpy(batch))
+            inputs = torch.from_numpy(batch)
+            if inputs.is_floating_point():  # gradients then flow from the input, and none of weights are computed
+                module.requires_grad_(False)
+                inputs.requires_grad_(True)
+            outputs = module(inputs)
             logits = (outputs[0] if isinstance(outputs, tuple) else outputs).flatten(1).float()
             labels = None if sample.labels is None else sample.labels[done : done + len(batch)]
             loss = _summed_loss(logits, labels)
