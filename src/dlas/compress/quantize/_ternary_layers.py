@@ -137,18 +137,18 @@ def take_norms(graph: ir.Graph) -> dict[str, Norm]:
             continue
         source, result = node.inputs[0], node.outputs[0]
         layer = None if source is None else source.producer()
-        arrays = [constant(v) for v in node.inputs[1:5]]
+        scale, shift, mean, variance = (constant(v) for v in node.inputs[1:5])
         if layer is None or source is None or layer.op_type not in ("Conv", "Gemm"):
             continue
         training = attribute(node, "training_mode", 0) or len(node.outputs) > 1
         if training or result.is_graph_output() or len(list(source.uses())) != 1 or not _takes_norm(layer):
             continue
         weight = constant(input_at(layer, 1))
-        if any(a is None or a.dtype != np.float32 for a in (weight, *arrays)):
+        if weight is None or scale is None or shift is None or mean is None or variance is None:
             continue
-        taken[str(source.name)] = Norm(
-            *(np.array(a) for a in arrays if a is not None), float(attribute(node, "epsilon", 1e-5))
-        )
+        arrays = (np.array(a, np.float32) for a in (scale, shift, mean, variance))
+        eps = float(attribute(node, "epsilon", 1e-5))
+        taken[str(source.name)] = Norm(*arrays, eps=eps)
         ir.convenience.replace_all_uses_with(result, source)
         graph.remove(node, safe=True)
     return taken
