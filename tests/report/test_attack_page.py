@@ -40,7 +40,7 @@ def report(name: str = "float.onnx") -> AttackReport:
         ModelResult("lost.onnx", reason="it is no network"),
     )  # fmt: skip
     return AttackReport(
-        "pictures", 100, 8 / 255, (0, 1), ("fgsm", "square"), name, models, {"dlas": "0"}, "fgsm",
+        "pictures", 100, 8 / 255, (0, 1), ("fgsm", "square"), name, models, {"dlas": "0"}, {}, "fgsm",
         (Example(3, name, pixels, pixels),),
     )  # fmt: skip
 

@@ -77,7 +77,7 @@ def here(monkeypatch: pytest.MonkeyPatch) -> None:
 
         return Here()
 
-    monkeypatch.setattr("dlas.verify.attack.engine.asker_of", asker)
+    monkeypatch.setattr("dlas.verify.attack.opening.asker_of", asker)
 
 
 @pytest.fixture
@@ -269,6 +269,33 @@ def test_flat_gradients_are_called_masked(tmp_path: Path, here: None) -> None:
     assert any("have a gradient that is 0 everywhere" in warning for warning in model.warnings)
 
 
+def test_a_network_that_is_never_right_has_nothing_to_lose(tmp_path: Path, here: None) -> None:
+    from dataclasses import replace
+
+    model, _ = linear()
+    data = samples_of(model, 6)
+    assert data.labels is not None
+    wrong = replace(data, labels=1 - data.labels)
+    heard = Heard()
+    given: dict[str, Any] = {"attacks": "fgsm,square:queries=5,nes:queries=50", "eps": 0.1, "progress": heard}
+    (found,) = attack_networks([saved(model, tmp_path, "a.onnx")], wrong, **given).models
+    assert share(found.clean) == share(found.worst) == 0
+    assert [r.queries for r in found.results] == [0, 0, 0]
+    assert found.warnings == ()
+    assert (heard.total, heard.done) == (4, 4)
+
+
+def test_all_options_and_seeds_are_told(tmp_path: Path, here: None) -> None:
+    model, _ = linear()
+    report = attack_networks(
+        [saved(model, tmp_path, "a.onnx")], samples_of(model, 4), attacks="pgd:steps=2", seed=5, eps=0.1
+    )
+    told = report.to_dict()["settings"]["pgd:seed=5,steps=2"]
+    assert told == {
+        "steps": 2, "step": 0.25, "random_start": True, "restarts": 1, "loss": "cross-entropy", "seed": 5
+    }  # fmt: skip
+
+
 def result(kind: str, survived: list[int], name: str = "one") -> AttackResult:
     return AttackResult(name, kind, survived=np.array(survived, bool))
 
@@ -304,7 +331,7 @@ def test_what_cannot_be_attacked_is_a_row_among_others(
     lost = Unread(tmp_path / "lost.onnx", DlasError("it is no network"))
     found = attack_networks([subjects[0], other, lost], digits, attacks="fgsm", rows=8)
     assert found.models[0].worst is not None
-    assert found.models[1].reason == "labels go from 0 to 8, but there are 2 scores per sample"
+    assert found.models[1].reason == "labels go from 0 to 9, but there are 2 scores per sample"
     assert found.models[2].reason == "it is no network"
     with pytest.raises(DlasError, match="it is no network"):
         attack_networks([lost], digits, attacks="fgsm", rows=8)

@@ -6,29 +6,27 @@ another network or attack costs only what is new.
 
 from __future__ import annotations
 
-import zipfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field, replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dlas.core.cache import Cache, key_of
+from dlas.core.cache import Cache
 from dlas.core.errors import DataError, DlasError, OptionError, StorageError
 from dlas.core.files import scratch_folder
 from dlas.core.lazy import distribution_version
 from dlas.core.options import options_dict
 from dlas.core.provenance import made_with
 from dlas.core.statistics import proportion
+from dlas.core.telling import now_and_then
 from dlas.core.worker import WorkerFailure
 from dlas.data.dataset import Dataset
-from dlas.data.guess import with_guessed_preprocessing
 from dlas.data.metrics import hits
 from dlas.data.splits import sample
 from dlas.verify.attack.attack import EPS, USUAL, Attack, Job, parse_attacks, parse_eps
-from dlas.verify.attack.pixels import UNIT, pixels_of
+from dlas.verify.attack.opening import Bench, Opened, opened
+from dlas.verify.attack.pixels import UNIT
 from dlas.verify.attack.report import (
     TRANSFER,
     AttackReport,
@@ -39,11 +37,9 @@ from dlas.verify.attack.report import (
     warnings_on,
     worst_case,
 )
-from dlas.verify.attack.runtimes import asker_of, named
-from dlas.verify.attack.twin import twin_of
-from dlas.verify.attack.victim import Victim
+from dlas.verify.attack.runtimes import named
 from dlas.verify.differential.warm import Compiler
-from dlas.verify.paths import RunPath, parse_paths
+from dlas.verify.paths import parse_paths
 from dlas.verify.running import Subject, Unread
 
 if TYPE_CHECKING:
@@ -52,79 +48,6 @@ if TYPE_CHECKING:
 BLOCK = 100  # rows that are attacked, and kept, together
 EXAMPLES = 12  # rows that a report shows
 _TOLERANCE = 1e-5  # of a sample's range, by which rounding may carry an attack beyond eps
-
-
-@dataclass(eq=False)
-class _Opened:
-    """A network ready to be attacked.
-
-    Attributes:
-        name: What it is called.
-        path: What runs it.
-        key: What the answers of the deployed network depend on.
-        size_bytes: Of its file.
-        victim: As attacks see it.
-        samples: ``(N, ...) float32`` in 0..1, in its own axes.
-        right: ``(N,) bool``, rows that it answers rightly.
-        flat: How many of those have a gradient that is 0 everywhere.
-        notes: What is to be known.
-        changed: What white boxes made of all samples, by attack, for the networks behind this one.
-        survived: The rows that were right all the same.
-    """
-
-    name: str
-    path: str
-    key: str
-    size_bytes: int
-    victim: Victim
-    samples: np.ndarray
-    right: np.ndarray
-    flat: int = 0
-    notes: list[str] = field(default_factory=list)
-    changed: dict[str, np.ndarray] = field(default_factory=dict)
-    survived: dict[str, np.ndarray] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class _Bench:
-    """What all attacks have in common."""
-
-    data: Dataset
-    labels: np.ndarray
-    attacks: Sequence[Attack]
-    eps: float
-    value_range: tuple[float, float]
-    threads: int
-    timeout_s: float
-    compiler: Compiler
-    route: RunPath | None
-    progress: Progress | None
-    cache: Cache
-    made_with: Mapping[str, Any]
-
-    def tell(self, text: str) -> None:
-        if self.progress is not None:
-            self.progress.step(text)
-
-    def advance(self, units: int = 1) -> None:
-        if self.progress is not None:
-            self.progress.advance(units)
-
-    def kept(self, parts: Sequence[Any], make: Callable[[], dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
-        """Arrays from the cache, made unless they are there."""
-
-        def fill(folder: Path) -> None:
-            np.savez(folder / "found.npz", **make())  # type: ignore[arg-type]
-
-        folder = self.cache.folder(key_of("attack", list(parts), self.made_with), fill)
-        try:
-            with np.load(folder / "found.npz") as stored:
-                return dict(stored)
-        except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-            raise StorageError(
-                f"the cache {self.cache.root} was removed or changed while it was used: {error}",
-                "run the same command again",
-            ) from error
 
 
 def attack_networks(
@@ -173,8 +96,8 @@ def attack_networks(
         folder = stack.enter_context(scratch_folder())
         compiler = stack.enter_context(Compiler(folder, timeout_s))
         stack.enter_context(_threads(threads))
-        bench = _Bench(
-            few, labels, chosen, bound, value_range, threads, timeout_s, compiler, routes[0] if routes else None,
+        bench = Bench(
+            data, few, labels, chosen, bound, value_range, threads, timeout_s, compiler, routes[0] if routes else None,
             progress, Cache(), made_with(),
         )  # fmt: skip
         found, source = _all(bench, subjects, stack)
@@ -187,12 +110,13 @@ def attack_networks(
         source=source.name if source is not None and len(found) > 1 else "",
         models=tuple(found),
         versions=_versions(chosen),
+        settings={attack.spelled(): options_dict(attack.options) for attack in chosen},
         pictured=next(reversed(source.changed)) if source is not None else "",
         examples=_examples(bench, source) if source is not None else (),
     )
 
 
-def _examples(bench: _Bench, source: _Opened) -> tuple[Example, ...]:
+def _examples(bench: Bench, source: Opened) -> tuple[Example, ...]:
     """Rows that the last white box brought down on the first network."""
     spelled = next(reversed(source.changed))
     lost = np.flatnonzero(source.right & ~source.survived[spelled])[:EXAMPLES]
@@ -234,18 +158,18 @@ def _rows(data: Dataset, rows: int) -> tuple[Dataset, np.ndarray]:
 
 
 def _all(
-    bench: _Bench, subjects: Sequence[Subject | Unread], stack: ExitStack
-) -> tuple[list[ModelResult], _Opened | None]:
+    bench: Bench, subjects: Sequence[Subject | Unread], stack: ExitStack
+) -> tuple[list[ModelResult], Opened | None]:
     """Every network in turn, and the first one if others could learn from it."""
     found: list[ModelResult] = []
     first_error: DlasError | None = None
-    source: _Opened | None = None
+    source: Opened | None = None
     for place, subject in enumerate(subjects):
         name = named(subject, subjects)
         try:
             if isinstance(subject, Unread):
                 raise subject.error
-            opened = _open(bench, subject, name, stack)
+            one = opened(bench, subject, name, stack)
         except StorageError:
             raise
         except DlasError as error:
@@ -253,92 +177,50 @@ def _all(
             found.append(ModelResult(name, reason=error.message))
             bench.advance(len(bench.attacks) + 1)
             continue
-        results = [_attacked(bench, opened, attack, keep=place == 0) for attack in bench.attacks]
+        results = [_attacked(bench, one, attack, keep=place == 0) for attack in bench.attacks]
         if source is not None:
-            results += _carried(bench, source, opened)
+            results += _carried(bench, source, one)
         if place == 0:
-            source = opened
-        found.append(_judged(opened, results))
+            source = one
+        found.append(_judged(one, results))
     if source is None and first_error is not None and all(model.reason for model in found):
         raise first_error
     return found, source if source is not None and source.changed else None
 
 
-def _judged(opened: _Opened, results: list[AttackResult]) -> ModelResult:
-    right = int(opened.right.sum())
-    notes = list(opened.notes)
-    if isinstance(opened.victim.twin, str):
-        notes.append(f"black box only: {opened.victim.twin}")
+def _judged(one: Opened, results: list[AttackResult]) -> ModelResult:
+    right = int(one.right.sum())
+    notes = list(one.notes)
+    if isinstance(one.victim.twin, str):
+        notes.append(f"black box only: {one.victim.twin}")
     return ModelResult(
-        target=opened.name,
-        path=opened.path,
-        size_bytes=opened.size_bytes,
-        clean=proportion(right, len(opened.right)),
+        target=one.name,
+        path=one.path,
+        size_bytes=one.size_bytes,
+        clean=proportion(right, len(one.right)),
         results=tuple(results),
         worst=worst_case(results),
-        warnings=tuple(warnings_on(results, opened.flat, right)),
+        warnings=tuple(warnings_on(results, one.flat, right)),
         notes=tuple(notes),
     )
 
 
-def _open(bench: _Bench, subject: Subject, name: str, stack: ExitStack) -> _Opened:
-    """A network, run once on the rows as they are."""
-    bench.tell(f"{name}: rows as they are")
-    notes = []
-    if subject.model.preprocessing is None:
-        model, note = with_guessed_preprocessing(subject.model, bench.data)
-        subject = replace(subject, model=model)
-        notes.append(note)
-    model = subject.model
-    pixels, samples = pixels_of(model, bench.data, bench.value_range)
-    asker = stack.enter_context(
-        asker_of(subject, bench.route, bench.compiler, bench.threads, bench.timeout_s)
-    )
-    victim = Victim(name, pixels, asker, twin_of(model, pixels))
-    parts = [model.hash, asker.path, bench.data.hash, list(bench.value_range), bench.threads]
-    key = key_of(*parts)
-    scores = bench.kept([key, "clean"], lambda: {"scores": victim.scores(samples)})["scores"]
-    right, odd = hits(scores, bench.labels)
-    if odd:
-        notes.append(odd)
-    opened = _Opened(name, asker.path, key, _size(subject.path), victim, samples, right, notes=notes)
-    _feel(bench, opened)
-    bench.advance()
-    return opened
-
-
-def _feel(bench: _Bench, opened: _Opened) -> None:
-    """See whether there is a slope at all; a network without one is left to black boxes."""
-    if isinstance(opened.victim.twin, str) or not any(attack.white_box for attack in bench.attacks):
-        return
-    twin, right = opened.victim.twin, opened.right
-    try:
-        found = bench.kept(
-            [opened.key, "flat"],
-            lambda: {"flat": np.array(twin.flat(opened.samples[right], bench.labels[right]))},
-        )
-        opened.flat = int(found["flat"])
-    except StorageError:
-        raise
-    except DlasError as error:
-        opened.victim.twin = error.message
-
-
-def _attacked(bench: _Bench, opened: _Opened, attack: Attack, keep: bool) -> AttackResult:
+def _attacked(bench: Bench, one: Opened, attack: Attack, keep: bool) -> AttackResult:
     """One attack on one network: white boxes work on every row, others on those that are still right."""
     spelled, kind = attack.spelled(), kind_of(attack)
     if missing := attack.missing():
         bench.advance()
         return AttackResult(spelled, kind, reason=missing)
     every = attack.white_box and keep
-    rows = np.arange(len(opened.right)) if every else np.flatnonzero(opened.right)
-    survived = opened.right.copy()
+    rows = np.arange(len(one.right)) if every else np.flatnonzero(one.right)
+    survived = one.right.copy()
     queries, changed = 0, []
     try:
         for start in range(0, len(rows), BLOCK):
             block = rows[start : start + BLOCK]
-            bench.tell(f"{opened.name}: {spelled}, {start} of {len(rows)} rows")
-            found = _block(bench, opened, attack, block, every)
+            bench.tell(f"{one.name}: {spelled}, {start} of {len(rows)} rows")
+            one.victim.asked = _asked(bench, f"{one.name}: {spelled}, {start} of {len(rows)} rows")
+            found = _block(bench, one, attack, block, every)
             survived[block] &= found["right"]
             queries += int(found["queries"])
             if every:
@@ -350,22 +232,26 @@ def _attacked(bench: _Bench, opened: _Opened, attack: Attack, keep: bool) -> Att
     finally:
         bench.advance()
     if changed:
-        opened.changed[spelled] = opened.victim.pixels.shared(np.concatenate(changed))
-        opened.survived[spelled] = survived
+        one.changed[spelled] = one.victim.pixels.shared(np.concatenate(changed))
+        one.survived[spelled] = survived
     robust = proportion(int(survived.sum()), len(survived))
     return AttackResult(
         spelled, kind, robust, queries=queries / len(rows) if len(rows) else 0.0, survived=survived
     )
 
 
-def _block(
-    bench: _Bench, opened: _Opened, attack: Attack, block: np.ndarray, keep: bool
-) -> dict[str, np.ndarray]:
+def _asked(bench: Bench, what: str) -> Callable[[int], None]:
+    """Progress of an attack that asks for many scores: a line once in a while."""
+    tell = now_and_then(bench.tell)
+    return lambda queries: tell(f"{what}, {queries} queries")
+
+
+def _block(bench: Bench, one: Opened, attack: Attack, block: np.ndarray, keep: bool) -> dict[str, np.ndarray]:
     """An attack on some rows, from the cache where it was made before."""
-    victim = opened.victim
+    victim = one.victim
 
     def make() -> dict[str, np.ndarray]:
-        job = Job(opened.samples[block], bench.labels[block], bench.eps, bench.data.rows[block])
+        job = Job(one.samples[block], bench.labels[block], bench.eps, bench.data.rows[block])
         victim.queries = 0
         changed = attack.run(victim, job)
         queries = victim.queries
@@ -373,7 +259,7 @@ def _block(
         found = {"right": hits(victim.scores(changed), job.labels)[0], "queries": np.array(queries)}
         return {**found, "changed": changed} if keep else found
 
-    parts = [opened.key, attack.name, options_dict(attack.options), bench.eps, block.tolist(), keep]
+    parts = [one.key, attack.name, options_dict(attack.options), bench.eps, block.tolist(), keep]
     return bench.kept(parts, make)
 
 
@@ -388,37 +274,29 @@ def _check_change(attack: Attack, changed: np.ndarray, job: Job) -> None:
         )
 
 
-def _carried(bench: _Bench, source: _Opened, opened: _Opened) -> list[AttackResult]:
+def _carried(bench: Bench, source: Opened, one: Opened) -> list[AttackResult]:
     """What white boxes made of the rows on ``source``, tried on another network."""
     found = []
     for spelled, changed in source.changed.items():
-        if source.victim.pixels.space != opened.victim.pixels.space:
-            reason = f"{opened.name} takes samples of another kind than {source.name}"
+        if source.victim.pixels.space != one.victim.pixels.space:
+            reason = f"{one.name} takes samples of another kind than {source.name}"
             found.append(AttackResult(spelled, TRANSFER, reason=reason))
             continue
-        bench.tell(f"{opened.name}: {spelled} from {source.name}")
-        own = opened.victim.pixels.own(changed)
+        bench.tell(f"{one.name}: {spelled} from {source.name}")
+        own = one.victim.pixels.own(changed)
 
         def make(own: np.ndarray = own) -> dict[str, np.ndarray]:
-            return {"right": hits(opened.victim.scores(own), bench.labels)[0]}
+            return {"right": hits(one.victim.scores(own), bench.labels)[0]}
 
         try:
-            right = bench.kept([opened.key, "transfer", source.key, spelled, bench.eps], make)["right"]
+            right = bench.kept([one.key, "transfer", source.key, spelled, bench.eps], make)["right"]
         except WorkerFailure as failure:
             found.append(AttackResult(spelled, TRANSFER, reason=failure.reason))
             continue
-        survived = opened.right & right
+        survived = one.right & right
         robust = proportion(int(survived.sum()), len(survived))
         found.append(AttackResult(spelled, TRANSFER, robust, queries=1.0, survived=survived))
     return found
-
-
-def _size(path: Path) -> int:
-    return (
-        sum(p.stat().st_size for p in path.rglob("*") if p.is_file())
-        if path.is_dir()
-        else path.stat().st_size
-    )
 
 
 def _versions(chosen: Sequence[Attack]) -> dict[str, str]:

@@ -125,6 +125,7 @@ class AttackReport:
         source: The network whose changed samples the others were tried on; empty if there is none.
         models: One per network, in the order given.
         versions: Of the libraries that took part.
+        settings: All options of every attack, seeds included.
         pictured: The attack on the first network that ``examples`` come from.
         examples: A few rows that it brought down.
     """
@@ -137,6 +138,7 @@ class AttackReport:
     source: str
     models: tuple[ModelResult, ...]
     versions: Mapping[str, str] = field(default_factory=dict)
+    settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     pictured: str = ""
     examples: tuple[Example, ...] = field(default=(), compare=False, repr=False)
 
@@ -155,6 +157,7 @@ class AttackReport:
             "eps": self.eps,
             "range": list(self.value_range),
             "attacks": list(self.attacks),
+            "settings": {name: dict(options) for name, options in self.settings.items()},
             "transfer_source": self.source,
             "models": [model.to_dict() for model in self.models],
             "versions": dict(self.versions),

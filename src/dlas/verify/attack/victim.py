@@ -25,6 +25,7 @@ class Victim:
         ask: Real scores ``(N, ...)`` of what the network is fed, by whatever runs the deployed network.
         twin: The network in torch, or why there is none.
         queries: Samples that scores were asked for so far.
+        asked: Told that number each time.
     """
 
     name: str
@@ -32,6 +33,7 @@ class Victim:
     ask: Callable[[np.ndarray], np.ndarray]
     twin: Twin | str
     queries: int = 0
+    asked: Callable[[int], None] = lambda queries: None
 
     def scores(self, samples: np.ndarray) -> np.ndarray:
         """Scores of the deployed network, ``(N, classes) float32``, for samples in 0..1.
@@ -40,6 +42,7 @@ class Victim:
             ShapeError: The answers are not a score per class and sample.
         """
         self.queries += len(samples)
+        self.asked(self.queries)
         parts = [
             self.ask(self.pixels.fed(samples[start : start + _ROWS]))
             for start in range(0, len(samples), _ROWS)

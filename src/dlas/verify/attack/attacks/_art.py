@@ -8,12 +8,21 @@ from typing import Any
 
 import numpy as np
 
-from dlas.core.errors import MissingDependencyError
+from dlas.core.errors import MissingDependencyError, UnsupportedError
 from dlas.core.lazy import optional_import
 from dlas.verify.attack.attack import Job, within
 from dlas.verify.attack.victim import Victim
 
 REQUIRES = {"art": "attack"}
+_FAULTS = (
+    ValueError,
+    TypeError,
+    RuntimeError,
+    IndexError,
+    AssertionError,
+    ZeroDivisionError,
+    FloatingPointError,
+)
 _TRIES = 50  # of noise with another label than a sample
 _FOR = "this attack (adversarial-robustness-toolbox)"
 
@@ -69,8 +78,12 @@ def classes_of(victim: Victim, job: Job) -> int:
 def found_by(attack: Any, victim: Victim, job: Job, seed: int, **given: Any) -> np.ndarray:
     """What an attack of the toolbox finds, kept within eps; one that needs a larger change finds nothing."""
     labels = np.eye(classes_of(victim, job), dtype=np.float32)[job.labels]
-    with seeded(seed):
-        found = attack.generate(x=job.samples, y=labels, **given)
+    try:
+        with seeded(seed):
+            found = attack.generate(x=job.samples, y=labels, **given)
+    except _FAULTS as error:
+        words = " ".join(str(error).split())[:200]
+        raise UnsupportedError(f"the Adversarial Robustness Toolbox fails: {words}") from error
     return within(np.asarray(found, np.float32), job)
 
 
