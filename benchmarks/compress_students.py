@@ -38,7 +38,7 @@ SETTINGS = {
     "channel, scratch": "",
     "channel": "",
 }
-QUICK = ("student", "student, no attention", "channel")
+QUICK = ("student", "channel")
 
 
 def remembered(costs: Any) -> Any:
@@ -253,7 +253,7 @@ def main() -> int:
     )
     given = options.parse_args()
     if given.quick:
-        given.rows, given.test_rows, given.epochs, given.batch = 1500, 1000, 3, 64
+        given.rows, given.test_rows, given.epochs, given.batch = 1000, 1000, 3, 50
         given.settings = [s for s in given.settings if s in QUICK]
     if not os.environ.get("DLAS_DATA"):
         options.error("DLAS_DATA must name the folder with models/ and the data sets")

@@ -108,10 +108,10 @@ def test_the_loss_is_the_sum_that_the_paper_gives(alpha: float, beta: float) -> 
     assert callable(kept_far)
     with kept_near([s for s, _ in pairs]) as a, kept_far([t for _, t in pairs]) as b:
         outputs, answers = student(x), teacher(x)
-    attention = sum(float(attention_transfer(a[s], b[t])) for s, t in pairs)
+    attention = sum(attention_transfer(a[s], b[t]).item() for s, t in pairs)
     want = (
-        (1 - alpha) * float(cross_entropy(outputs, y))
-        + alpha * float(divergence(outputs, answers, 4.0))
+        (1 - alpha) * cross_entropy(outputs, y).item()
+        + alpha * divergence(outputs, answers, 4.0).item()
         + 3 * beta / len(pairs) * attention
     )
     assert found == pytest.approx(want, rel=1e-4)
@@ -124,7 +124,7 @@ def test_a_student_that_is_the_teacher_pays_the_cross_entropy_alone() -> None:
     x, y = torch.from_numpy(models.images(5)), torch.arange(5)
     with loss.watching():
         outputs = student(x)
-        assert float(loss(outputs, y, x)) == pytest.approx(float(cross_entropy(outputs, y)), abs=1e-6)
+        assert loss(outputs, y, x).item() == pytest.approx(cross_entropy(outputs, y).item(), abs=1e-6)
 
 
 def test_another_teacher_or_weight_is_another_training() -> None:

@@ -31,10 +31,6 @@ class TestStudent(MethodSuite):
     method = "student:threads=1,epochs=1,train_rows=16"
 
 
-class TestStudentOfPrunedWeights(MethodSuite):
-    method = "student:threads=1,epochs=1,init=pruned,search=rounded,alpha=0.5,share=0.4"
-
-
 def rows(count: int = 32) -> Dataset:
     labels = np.random.default_rng(2).integers(0, models.CLASSES, count)
     return Dataset("rows", models.images(count, seed=2), labels.astype(np.int64))
@@ -185,7 +181,7 @@ def test_a_shape_is_asked_for_once() -> None:
 # --- the search -----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("share", [0.3, 0.5, 0.8])
+@pytest.mark.parametrize("share", [0.3, 0.7])
 @pytest.mark.parametrize("how", ["rounded", "stairs"])
 def test_on_stairs_of_16_channels_all_widths_are_multiples_of_16(share: float, how: str) -> None:
     search, table = search_on(plain(), stairs(16))
@@ -250,7 +246,7 @@ def test_what_a_coarse_stair_leaves_of_the_budget_is_spent() -> None:
     """One stair of the wide layer saves far more than is needed; the narrow one goes back up."""
     for how in ("stairs", "rounded"):
         search, table = search_on(plain((64, 16, 64)), stairs(16))
-        for share in (0.35, 0.55, 0.75):
+        for share in (0.35, 0.75):
             budget = share * search.whole(table.full)
             found = search.run(budget, how)
             assert found.measured <= 1.02 * budget
@@ -326,7 +322,7 @@ def test_measured_costs_come_in_as_functions() -> None:
 
 def test_scratch_and_pruned_start_from_other_weights() -> None:
     data, model = rows(), models.residual()
-    pruned = compress_model(model, "student:init=pruned,epochs=0", data)
+    pruned = compress_model(model, "student:threads=1,init=pruned,epochs=0", data)
     before = np.abs(model.initializers["fc_w"]).ravel()
     assert set(np.abs(pruned.initializers["fc_w"]).ravel()) <= set(before)
     scratch = compress_model(model, "student:threads=1,epochs=1,lr=1e-9,attention=0", data)
@@ -395,7 +391,9 @@ def test_channels_that_must_stay_and_networks_without_maps_are_refused() -> None
     point = Dataset("point", np.asarray(rows().samples)[:, :, :1, :1].copy(), rows().labels)
     with pytest.raises(UnsupportedError, match="no feature maps"):
         compress_model(flat, "student", point)
-    assert compress_model(flat, "student:attention=0,alpha=0.9,epochs=1", point).history
+    assert compress_model(
+        flat, "student:threads=1,attention=0,alpha=0.9,epochs=1,search=rounded", point
+    ).history
 
 
 def test_another_teacher_is_read_from_its_file(tmp_path: Path) -> None:
