@@ -99,8 +99,9 @@ def test_groups_do_not_see_each_other(ins: int) -> None:
 
 
 @pytest.mark.parametrize("act", [0, 1])
-def test_what_is_no_number_stays_so(act: int) -> None:
-    node, arrays, _ = _node((1, 32, 8, 8), 32, tile=4, act=act)
+@pytest.mark.parametrize("side", [8, 7, 3])  # 7 and 3: tiles that reach beyond the map
+def test_what_is_no_number_stays_so(act: int, side: int) -> None:
+    node, arrays, _ = _node((1, 32, side, side), 32, tile=4, act=act)
     assert arrays[0] is not None
     arrays[0][0, 3, 2, 2] = np.nan
     found = Bench(kernels.get("winograd")(), node, arrays, Context.here()).run()[0]

@@ -168,12 +168,14 @@ void WinogradForm::there(const DLTensor* x, int64_t panel, int64_t c, float* v, 
 }
 
 template <int M>
-void WinogradForm::back(const DLTensor* y, const DLTensor* add, int64_t panel, int64_t k, const float* sums, int64_t step) const {
+void WinogradForm::back(
+    const DLTensor* y, const DLTensor* add, int64_t panel, int64_t k, const float* sums, int64_t step) const {
   const V bias = load(bias_->at + k * VL), none = splat(-INFINITY);
   const bool simple = !add && epilogue_.act <= kRelu;
   each(panel, [&](int64_t t, int64_t n, int64_t row, int64_t column) {
     const int64_t rows = std::min<int64_t>(M, oh_ - row), columns = std::min<int64_t>(M, ow_ - column);
-    float* to = static_cast<float*>(y->data) + n * y->strides[0] + k * y->strides[1] + row * y->strides[2] + column * VL;
+    float* to = static_cast<float*>(y->data) + n * y->strides[0] + k * y->strides[1] + row * y->strides[2];
+    to += column * VL;
     if (simple && rows == M && columns == M)
       return gather<M>(sums + t * VL, step, bias, epilogue_.act ? V{} : none, to, y->strides[2]);
     alignas(64) float tile[M * M * VL];
@@ -184,7 +186,7 @@ void WinogradForm::back(const DLTensor* y, const DLTensor* add, int64_t panel, i
       for (int64_t j = 0; j < columns; ++j) {
         V value = load(tile + (i * M + j) * VL);
         if (more) value += load(more + i * add->strides[2] + j * VL);
-        if (epilogue_.act == kRelu) value = activate<kRelu>(value, 0, 0);
+        if (epilogue_.act == kRelu) value = vmax(V{}, value);
         store(to + i * y->strides[2] + j * VL, value);
       }
       if (epilogue_.act > kRelu) epilogue_.over(to + i * y->strides[2], columns * VL);

@@ -1,8 +1,8 @@
 // Winograd's minimal filtering where a block of channels is one group or several: a vector of sums needs one vector of
 // inputs only, and both fit one place.
 //
-// Channel k of a group of G sums over its inputs c. With c = k ^ r, for r of 0 to G-1, lane k wants lane k ^ r, which is
-// one shuffle for all groups of the block. r = h + l, h a multiple of 4 and l less than 4, shares them:
+// Channel k of a group of G sums over its inputs c. With c = k ^ r, r from 0 to G-1, lane k wants lane k ^ r, which is
+// one shuffle for all groups of the block. r = h + l, h a multiple of L and l less than L (2 or 4), shares them:
 //   sum over h of S_h(sum over l of w[h, l] * S_l(x))    with S_r the shuffle that swaps lanes k and k ^ r,
 // so that 8 products take 4 shuffles, and 16 take 6. A panel of tiles stays in L1 and is overwritten by its sums.
 
@@ -20,7 +20,7 @@ DLAS_INLINE V swapped(V x) {
 }
 
 template <int G>
-constexpr int kLow = G < 4 ? 2 : G < 8 ? 2 : 4;
+constexpr int kLow = G < 8 ? 2 : 4;
 
 // Every point of `tiles` tiles: v[point][tile][VL] in place, w [point][G][VL].
 template <int G>
