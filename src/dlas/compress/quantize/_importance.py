@@ -72,7 +72,7 @@ def fisher(
     with module.kept([place.value for place in layouts]) as kept:  # type: ignore[operator]
         for batch in sample.batches():
             inputs = torch.from_numpy(batch)
-            if inputs.is_floating_point():  # gradients then flow from the input, and none of weights are computed
+            if inputs.is_floating_point():  # gradients then start at the input, and weights need none
                 module.requires_grad_(False)
                 inputs.requires_grad_(True)
             outputs = module(inputs)
