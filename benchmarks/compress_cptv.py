@@ -86,7 +86,7 @@ def compared(name: str, network: object, bits: int, given: object, train: object
     low, high = paired_interval(np.concatenate(hits), np.concatenate([before] * len(hits)))
     gain = float(np.mean(gains))
     floor = {3: 0.0, 4: -WITHIN, 8: -WITHIN}[bits]
-    case = f"{name} W{bits}A8, {last['bits_per_weight']:.2f} bits/weight, {last['weight_bytes']} bytes"
+    case = f"{name} W{bits}A8, {last['bits_per_weight']:.2f} bits/weight, {last['packed_weight_bytes']} bytes packed"
     after = np.mean([h.mean() for h in hits])
     fell = min(b - a for b, a in losses)
     evaluations = f"{last['evaluations']} evaluations"

@@ -88,9 +88,18 @@ class FewBitNetwork:
         """Bytes of all codes, scales and zero points in the file."""
         return sum(self.stored_bytes(i) for i in range(len(self.layers)))
 
+    def packed_bytes(self) -> int:
+        """Bytes that an accelerator loads: codes and zero points without a gap, scales of 32 bits."""
+        total = 0
+        for i, layer in enumerate(self.layers):
+            weight = self.weight(i)
+            channels = weight.shape[weight_axis(layer)]
+            total += self.bits(i) * (weight.size + channels) + 32 * channels
+        return -(-total // 8)
+
     def bits_per_weight(self) -> float:
-        """Bits per weight in the file, scales and zero points included."""
-        return 8 * self.weight_bytes() / sum(self.weight(i).size for i in range(len(self.layers)))
+        """Bits per weight of these, scales and zero points included."""
+        return 8 * self.packed_bytes() / sum(self.weight(i).size for i in range(len(self.layers)))
 
     def calibrate(self, rows: Rows, tell: Callable[[float], None]) -> None:
         """Find ranges of activations and grids of weights, and let biases make up for the mean error.

@@ -75,8 +75,7 @@ class Options:
     )
     bias_correction: bool = option(True, "add the mean error of each layer over the rows to its bias")
     pack: bool = option(
-        True,
-        "store codes of up to 4 bits two in a byte (ONNX opset 21); false: one, which every back end reads",
+        False, "store codes of up to 4 bits two in a byte (ONNX opset 21), which not every back end reads"
     )
     keep_float: str = option("", "patterns of node names to leave float, separated by |")
     cache_mib: int = option(1024, "memory for values that the search does not compute again", low=1)
@@ -115,6 +114,7 @@ class Cptv(Method):
         expected = {
             "weight_bytes_before": Figure(before, "bytes", Source.ESTIMATED),
             "weight_bytes": Figure(before - saved, "bytes", Source.ESTIMATED),
+            "packed_weight_bytes": Figure(network.packed_bytes(), "bytes", Source.ESTIMATED),
             "bits_per_weight": Figure(network.bits_per_weight(), "bits", Source.ESTIMATED),
             "evaluations": Figure(
                 self._settings().evaluations(len(network.units)), "count", Source.ESTIMATED
@@ -214,5 +214,6 @@ def _facts(network: FewBitNetwork, labels: list[str], start: float, state: State
         "units": labels,
         "search": [{"pass": p, "unit": u, "evaluations": e, "loss": v} for p, u, e, v in state.history],
         "bits_per_weight": network.bits_per_weight(),
+        "packed_weight_bytes": network.packed_bytes(),
         "weight_bytes": network.weight_bytes(),
     }

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from dlas.core.errors import UnsupportedError
 from dlas.graph.formats.tflite.flat import METADATA, aligned_buffer, enum_names, pack, schema
 from dlas.graph.formats.tflite.tensors import TYPES, Quant
 from dlas.graph.formats.tflite.versions import oldest_runtime, operator_version
@@ -91,12 +92,20 @@ class Builder:
             inputs: Tensor indices of the network's inputs.
             outputs: Tensor indices of its outputs.
             metadata: Stored as JSON under the name ``dlas``.
+
+        Raises:
+            UnsupportedError: A tensor of a dtype that cannot be stored.
         """
         kinds = schema()
         inputs, outputs = self._prune(inputs, outputs)
         buffers = [aligned_buffer(b"")]
         tensors = []
         for cell in self.cells:
+            if cell.dtype not in TYPES:
+                raise UnsupportedError(
+                    f"tensor {cell.name!r} is {cell.dtype}, which no tflite file of dlas holds",
+                    f"accepted: {', '.join(TYPES)}",
+                )
             tensor = kinds.TensorT()
             tensor.name, tensor.shape = cell.name, np.array(cell.shape, np.int32)
             tensor.type = getattr(kinds.TensorType, TYPES[cell.dtype])
