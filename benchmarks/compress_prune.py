@@ -236,6 +236,7 @@ def ablation(title: str, found: dict[str, Result]) -> None:
     columns = (
         "case",
         "seconds",
+        "processor",
         "probe, tuning",
         "fine-tuned",
         "epochs' worth",
