@@ -392,43 +392,6 @@ def test_arrays_have_a_range_of_their_own(tmp_path: Path, here: None) -> None:
         attack_networks([subject], data, rows=0)
 
 
-@pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
-def test_the_features_of_recordings_are_attacked(layout: str) -> None:
-    import io
-    import wave
-    from dataclasses import replace
-
-    from dlas.data.preprocess import prepare
-    from dlas.graph.preprocessing import Preprocessing
-    from dlas.verify.attack.pixels import pixels_of
-
-    def spoken(seed: int) -> bytes:
-        out = io.BytesIO()
-        with wave.open(out, "wb") as file:
-            file.setnchannels(1)
-            file.setsampwidth(2)
-            file.setframerate(8000)
-            noise = np.random.default_rng(seed).normal(0, 3000, 8000).astype(np.int16)
-            file.writeframes(noise.tobytes())
-        return out.getvalue()
-
-    steps = Preprocessing(height=49, width=10, features="mfcc", sample_rate=8000, layout=layout, std=(20.0,))
-    shape = (1, 49, 10) if layout == "NCHW" else (49, 10, 1)
-    model = replace(api.load("ds-cnn:width=8,blocks=1"), preprocessing=steps)
-    if layout == "NHWC":
-        from dlas.graph.model import TensorSpec
-
-        model = replace(model)
-        model.__dict__["inputs"] = (TensorSpec("input", ("N", *shape), "float32"),)
-    data = Dataset("recordings", [spoken(0), spoken(1)], np.array([0, 1]))
-    fed = prepare(data, steps)
-    with pytest.raises(DataError, match="outside of 0 to 1"):
-        pixels_of(model, data)
-    pixels, samples = pixels_of(model, data, (-50.0, 50.0))
-    assert samples.shape == (2, *shape)
-    assert pixels.fed(samples) == pytest.approx(fed, abs=1e-4)
-
-
 def test_an_attack_that_is_not_installed_is_a_reason(
     subjects: list[Subject], digits: Dataset, here: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:

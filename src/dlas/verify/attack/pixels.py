@@ -110,9 +110,6 @@ def pixels_of(
         raise UnsupportedError(f"{model.name} takes {spec.dtype}, which no small change can be made to")
     steps = model.preprocessing
     array = data.samples if isinstance(data.samples, np.ndarray) else None
-    if steps is not None and steps.features and array is None:
-        found = prepare(data, replace(steps, layout="NHWC", dtype="float32"))
-        return _ready(model, data, found, value_range)
     if array is not None and (array.dtype != np.uint8 or steps is None or not steps.height):
         return _ready(model, data, array, value_range)
     if steps is not None and steps.features:
