@@ -39,7 +39,7 @@ CASES: dict[str, dict[str, object]] = {
     "plain": PLAIN,
     "ice": {},
     "ice, published rules": {"paper": True},
-    "ice, threshold 3": {"threshold": 3.0},
+    "ice, threshold 1.5": {"threshold": 1.5},
     "without decide": {"decide": False},
     "without freeze": {"freeze": "none"},
     "without adapt_lr": {"adapt_lr": False},

@@ -255,6 +255,10 @@ def test_tuning_takes_the_best_draw_and_says_so() -> None:
 def test_paper_follows_the_published_rules() -> None:
     made = recipe(ice(paper=True))["in_force"]
     assert (made["decision"], made["freeze"], made["final_epochs"]) == ("original", "least-moved", 0)
+    thresholds = [
+        methods.get("ice")(**o).options.in_force.threshold for o in ({"paper": True}, {}, {"threshold": 2})
+    ]
+    assert thresholds == [1.5, 6.0, 2.0]
 
 
 def test_validation_rows_are_not_trained_on(monkeypatch: pytest.MonkeyPatch) -> None:

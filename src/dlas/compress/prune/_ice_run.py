@@ -152,7 +152,9 @@ class Run:
         state.changed.extend(group.producers)
         record = StepRecord(group.producers[0], group.size, group.size - count, fallen, fallen)
         state.current = fallen
-        wanted = not self.options.decide or rules.must_train(state.reference - fallen, self.options.threshold)
+        wanted = not self.options.decide or rules.must_train(
+            state.reference - fallen, self.options.threshold or 0.0
+        )
         if wanted and self._has_time():
             record = self._fine_tuned(record)
         elif wanted:

@@ -72,8 +72,10 @@ class Options:
         "a fall is measured from what the last fine-tuning reached, or from the network before pruning",
         choices=_DECISIONS,
     )
-    threshold: float = option(
-        1.5, "fall of the validation accuracy, in percentage points, that asks for it", low=0.0
+    threshold: float | None = option(
+        None,
+        "fall of the validation accuracy, in percentage points, that asks for it; none is 6, or 1.5 with paper",
+        low=0.0,
     )
     freeze: Literal["prefix", "least-moved", "none"] = option(
         "prefix",
@@ -120,10 +122,11 @@ class Options:
 
     @property
     def in_force(self) -> Options:
-        """These options after ``paper`` has been heard."""
+        """These options after ``paper`` has been heard, with a number for the threshold."""
         if not self.paper:
-            return self
-        return replace(self, decision="original", freeze="least-moved", final_epochs=0)
+            return replace(self, threshold=6.0 if self.threshold is None else self.threshold)
+        threshold = 1.5 if self.threshold is None else self.threshold
+        return replace(self, threshold=threshold, decision="original", freeze="least-moved", final_epochs=0)
 
 
 def _curve(options: Options) -> dict[str, float]:
