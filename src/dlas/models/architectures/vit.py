@@ -42,7 +42,9 @@ class Vit(Architecture):
         width: int = option(96, "numbers per token", low=4, high=2048)
         heads: int = option(3, "attention heads; they share the width evenly", low=1, high=64)
         patch: int = option(4, "height and width of a patch", choices=(2, 4, 8, 16))
-        expansion: int = option(4, "width of the perceptron's middle, as a multiple of the width", low=1, high=8)
+        expansion: int = option(
+            4, "width of the perceptron's middle, as a multiple of the width", low=1, high=8
+        )
         stem: Literal["patch", "conv"] = option(
             "patch", "one linear map per patch, or strided 3x3 convolutions", choices=("patch", "conv")
         )
