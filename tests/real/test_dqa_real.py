@@ -23,7 +23,7 @@ TABLE = [
     (f"dqa:fraction=0,per_channel=false,{DYNAMIC}", 35.75, 3.0),
     (f"dqa:fraction=0,{DYNAMIC}", 60.55, 3.0),
     (f"dqa:extra=3,importance=greedy,{DYNAMIC}", 70.35, 3.95),
-    (f"dqa:extra=3,fraction=1,importance=random,{DYNAMIC}", 81.40, 5.5),
+    (f"dqa:extra=3,fraction=1,importance=random,{DYNAMIC}", 81.40, 5.54),
     ("dqa:fraction=0,top=peak", 74.10, 3.0),
     ("dqa:extra=1,top=peak", 79.65, 3.38),
     ("dqa:extra=2,top=peak", 80.00, 3.72),
