@@ -43,8 +43,8 @@ class Case:
 
 
 CASES = {
-    "digits": Case("spoken digits", "ds-cnn:classes=10", "ds-cnn:classes=10,width=96", 0.1, "none", 0.03),
-    "cifar": Case("cifar10-jpeg", "resnet8", "resnet8:width=24", 0.1, "flip-shift", 0.01),
+    "digits": Case("spoken digits", "ds-cnn:classes=10", "ds-cnn:classes=10,width=96", 0.1, "none", 0.02),
+    "cifar": Case("cifar10-jpeg", "resnet8", "resnet8:width=24", 0.1, "flip-shift", 0.03),
 }
 
 
