@@ -23,6 +23,7 @@ from dlas.kernels.kernel import kernels
 from dlas.models.architecture import architectures
 from dlas.runtime.backend import backends
 from dlas.runtime.converter import converters
+from dlas.verify.attack.attack import attacks
 from dlas.verify.localize.case import explanations
 from dlas.verify.mutate.mutation import mutations
 from dlas.verify.passes.tool import pass_tools
@@ -38,6 +39,7 @@ FAMILIES = (
     ("runtime", "Back ends", backends),
     ("runtime", "Converters", converters),
     ("hardware", "Targets", targets),
+    ("verify", "Attacks", attacks),
     ("verify", "Mutations", mutations),
     ("verify", "Optimisers whose passes can be blamed", pass_tools),
     ("verify", "Explanations of a fault", explanations),

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from dlas.runtime.engine.explain import Explanation
     from dlas.runtime.engine.plan import Plan
     from dlas.runtime.engine.profile import Profile
+    from dlas.verify.attack.report import AttackReport
     from dlas.verify.conversion import Conversion
     from dlas.verify.differential.compare import CompareReport
     from dlas.verify.localize.report import LocalizeReport
@@ -412,6 +413,65 @@ def mutate(
         rows=rows,
         folder=Path(folder) if folder is not None else None,
     )
+
+
+def attack(
+    *models: str | Path | Model,
+    data: str | Path | Dataset,
+    split: str = "",
+    attacks: str | Sequence[str] = "fgsm,pgd,square",
+    eps: float | str = 8 / 255,
+    rows: int = 200,
+    path: str = "",
+    value_range: tuple[float, float] = (0.0, 1.0),
+    seed: int = 0,
+    threads: int = 1,
+    architecture: str = "",
+    timeout_s: float = 300.0,
+    progress: Progress | None = None,
+) -> AttackReport:
+    """Accuracy of networks on rows as they are, and as attacks change them by at most ``eps``.
+
+    Args:
+        models: Networks; what white boxes find on the first one is tried on all others (transfer).
+        data: Labelled rows: images, or arrays within ``value_range``.
+        split: Split of the data set.
+        attacks: Names with options, such as ``fgsm,pgd:steps=40,square``.
+        eps: Largest change of a number of a sample, as a share of its range: ``"8/255"`` of a pixel.
+        rows: Rows to use at most; fewer than there are come as a sample balanced over the classes.
+        path: What answers for the networks, such as ``tvm:O2``; by default the runtime that owns the file.
+        value_range: For arrays that are no images: the values that 0 and 1 stand for.
+        seed: For every attack that draws and has none of its own.
+        threads: Of torch, and of the runtime that owns the file; answers repeat for one number of them.
+        architecture: For the bare checkpoints among them.
+        timeout_s: Longest time for compiling, and for 100 rows.
+        progress: Told what is being done.
+
+    Raises:
+        DataError: The rows have no labels, or fit none of the networks.
+        DlasError: None of the networks can be attacked; one among several that cannot be is a row that says why.
+    """
+    from dlas.verify.attack import attack_networks
+
+    if not models:
+        raise OptionError("models", models, "at least one network")
+    samples = dataset(data, split)
+    if samples is None:
+        raise OptionError("data", data, "labelled rows: an attack needs to know which answers are right")
+    with _opened(models, architecture, needed=1) as subjects:
+        return attack_networks(
+            subjects,
+            samples,
+            attacks=attacks,
+            eps=eps,
+            rows=rows,
+            path=path,
+            value_range=value_range,
+            seed=seed,
+            threads=threads,
+            timeout_s=timeout_s,
+            progress=progress,
+        )
 
 
 @contextmanager

@@ -423,7 +423,7 @@ def test_without_decay_the_learning_rate_stays() -> None:
         places: list[float] = []
         schedule = Schedule(1, 0.01, batch_size=16, momentum=0, weight_decay=0, threads=1, decay=decay)
         gap = lambda outputs, *_: outputs[:, 0].mean() - outputs[:, 1].mean()  # noqa: E731
-        follow = lambda _, bias=bias, places=places: places.append(float(bias[0]))  # noqa: E731
+        follow = lambda _, bias=bias, places=places: places.append(float(bias.detach()[0]))  # noqa: E731
         train(module, prepare(data, model), data.labels, schedule, loss=gap, each_step=follow)
         moved[decay] = [a - b for a, b in itertools.pairwise(places)]
     first, *rest = moved["none"]

@@ -50,6 +50,7 @@ def choices() -> list[dict[str, Any]]:
     from dlas.models.architecture import architectures
     from dlas.runtime.backend import backends
     from dlas.runtime.converter import converters
+    from dlas.verify.attack.attack import attacks
     from dlas.verify.localize.case import explanations
     from dlas.verify.mutate.mutation import mutations
     from dlas.verify.passes.tool import pass_tools
@@ -64,6 +65,7 @@ def choices() -> list[dict[str, Any]]:
         ("runtime", backends),
         ("runtime", converters),
         ("hardware", targets),
+        ("verify", attacks),
         ("verify", mutations),
         ("verify", pass_tools),
         ("verify", explanations),

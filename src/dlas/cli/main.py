@@ -13,6 +13,7 @@ import typer
 import dlas
 from dlas.cli import (
     asymmetric,
+    attack,
     bench,
     compare,
     compress,
@@ -57,6 +58,7 @@ for _module in (
     compare,
     localize,
     mutate,
+    attack,
     repair,
     optimize,
     bench,
