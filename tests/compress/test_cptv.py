@@ -13,10 +13,10 @@ import pytest
 from dlas import api
 from dlas.compress.checkpoint import checkpoints_in
 from dlas.compress.method import compress_model, methods
-from dlas.compress.quantize._evolution import State
-from dlas.compress.quantize._few_bit_network import FewBitNetwork
-from dlas.compress.quantize._scale_trial import Trial
-from dlas.compress.quantize._suffix import Rows
+from dlas.compress.quantize._search.evolution import State
+from dlas.compress.quantize._search.network import FewBitNetwork
+from dlas.compress.quantize._search.suffix import Rows
+from dlas.compress.quantize._search.trial import Trial
 from dlas.compress.quantize.cptv import Cptv
 from dlas.core.errors import DataError, DlasError, OptionError, UnsupportedError
 from dlas.data.dataset import Dataset

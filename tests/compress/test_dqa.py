@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from dlas.compress.method import compress_model, methods
-from dlas.compress.quantize import _importance
-from dlas.compress.quantize._activations import places
+from dlas.compress.quantize._activations import importance as _importance
+from dlas.compress.quantize._activations.network import places
 from dlas.core.errors import DataError, DlasError, OptionError, UnknownNameError, UnsupportedError
 from dlas.data.dataset import Dataset
 from dlas.graph.model import Model

@@ -13,7 +13,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from dlas.compress.method import Method, compress_model, methods
-from dlas.compress.quantize._scheme import attribute, constant
+from dlas.compress.quantize._int8.scheme import attribute, constant
 from dlas.core.errors import DataError, ModelError, OptionError, UnknownNameError, UnsupportedError
 from dlas.data.dataset import Dataset
 from dlas.graph.format import load_model, save_model
@@ -252,8 +252,8 @@ def test_training_keeps_weights_on_levels_and_learns(choice: str) -> None:
 def test_the_trained_network_is_the_one_that_was_trained() -> None:
     """What the rounding in torch computes is what is stored, to rounding errors."""
     torch = pytest.importorskip("torch")
-    from dlas.compress.quantize._fake import StraightThrough, TrainedClip
-    from dlas.compress.quantize._layers import layers_of
+    from dlas.compress.quantize._few_bits.fake import StraightThrough, TrainedClip
+    from dlas.compress.quantize._few_bits.layers import layers_of
 
     model = models.residual()
     graph = model.editable()
@@ -273,7 +273,7 @@ def test_the_trained_network_is_the_one_that_was_trained() -> None:
 
 def test_gradients_of_the_trained_bound() -> None:
     torch = pytest.importorskip("torch")
-    from dlas.compress.quantize._fake import StraightThrough, TrainedClip
+    from dlas.compress.quantize._few_bits.fake import StraightThrough, TrainedClip
 
     grid = by_name("apot")
     w = torch.randn(4, 3, 3, 3, generator=torch.Generator().manual_seed(0)).requires_grad_(True)

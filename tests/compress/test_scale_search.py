@@ -7,9 +7,9 @@ import json
 import numpy as np
 import pytest
 
-from dlas.compress.quantize._distance import DISTANCES, infonce, mean_distance
-from dlas.compress.quantize._evolution import Settings, State, child_of, search
-from dlas.compress.quantize._uniform import UniformGrid, omse_grid
+from dlas.compress.quantize._search.distance import DISTANCES, infonce, mean_distance
+from dlas.compress.quantize._search.evolution import Settings, State, child_of, search
+from dlas.compress.quantize._search.uniform import UniformGrid, omse_grid
 from dlas.core.errors import ModelError
 
 UNITS = [(0, 1), (2,), (3,)]

@@ -18,8 +18,8 @@ from onnx import TensorProto, helper, numpy_helper
 from dlas.compress.calibration import calibration_batches
 from dlas.compress.checkpoint import checkpoints_in
 from dlas.compress.method import methods
-from dlas.compress.quantize import _selection
-from dlas.compress.quantize._front import Point, pareto, ranked
+from dlas.compress.quantize._int8 import selection as _selection
+from dlas.compress.quantize._int8.front import Point, pareto, ranked
 from dlas.core.errors import DataError, OptionError, UnsupportedError
 from dlas.data.dataset import Dataset
 from dlas.graph.model import Model

@@ -9,7 +9,8 @@ import torch
 from onnx import helper, numpy_helper
 
 from dlas.compress.checkpoint import checkpoints_in
-from dlas.compress.quantize._ternary import (
+from dlas.compress.quantize._ternary.training import Training
+from dlas.compress.quantize._ternary.weights import (
     Normalised,
     Phase,
     Rounded,
@@ -19,7 +20,6 @@ from dlas.compress.quantize._ternary import (
     drawn,
     least_squares,
 )
-from dlas.compress.quantize._ternary_training import Training
 from dlas.compress.quantize.ternary_stq import TernaryStq
 from dlas.core.errors import DataError, DlasError, ModelError, OptionError, UnknownNameError, UnsupportedError
 from dlas.data.dataset import Dataset

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from dlas.compress.method import methods
-from dlas.compress.quantize._selection import difference
+from dlas.compress.quantize._int8.selection import difference
 from dlas.data.find import load_dataset
 from dlas.data.preprocess import prepare
 from dlas.graph.format import load_model

@@ -72,7 +72,9 @@ def _prepared_images(dataset: Dataset, to: Model | Preprocessing, steps: Preproc
     """Encoded images at once; their pixels are kept for whoever wants them next."""
     with ThreadPoolExecutor(min(_THREADS, usable_cores())) as pool:
         if isinstance(to, Model):  # before much is decoded
-            _check_fit(_normalised(_pixels(dataset, range(1), steps, pool), _tables(steps), steps), to, dataset)
+            _check_fit(
+                _normalised(_pixels(dataset, range(1), steps, pool), _tables(steps), steps), to, dataset
+            )
         pixels = decoded(dataset, steps, lambda: _pixels(dataset, range(len(dataset)), steps, pool))
     return _normalised(pixels, _tables(steps), steps)
 

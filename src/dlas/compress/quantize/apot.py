@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from dlas.compress.method import methods
-from dlas.compress.quantize._layers import EIGHT_BITS, Layer
-from dlas.compress.quantize._levels import LevelMethod, LevelOptions
+from dlas.compress.quantize._few_bits.layers import EIGHT_BITS, Layer
+from dlas.compress.quantize._few_bits.levels import LevelMethod, LevelOptions
 from dlas.core.options import option
 from dlas.kernels.formats.grid import Grid
 from dlas.kernels.formats.grids import apot
@@ -49,7 +49,7 @@ class Apot(LevelMethod):
 
     def fake(self, layer: Layer) -> nn.Module:
         """Normalised weights below a trained bound."""
-        from dlas.compress.quantize._fake import TrainedClip
+        from dlas.compress.quantize._few_bits.fake import TrainedClip
 
         if layer.grid is EIGHT_BITS:
             return super().fake(layer)

@@ -20,7 +20,7 @@ import onnx_ir as ir
 
 from dlas.compress.calibration import calibration_batches, open_session, parts
 from dlas.compress.method import Change, Method, Plan, Progress, methods
-from dlas.compress.quantize._class_scores import ClassScores, class_scores
+from dlas.compress.quantize._int8.class_scores import ClassScores, class_scores
 from dlas.core.errors import DataError, UnsupportedError
 from dlas.core.figure import Figure
 from dlas.core.options import option, options_dict

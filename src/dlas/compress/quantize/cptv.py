@@ -18,14 +18,14 @@ import numpy as np
 from dlas.compress.calibration import CALIBRATIONS, calibration_batches
 from dlas.compress.checkpoint import Checkpoint, next_checkpoint
 from dlas.compress.method import Change, Method, Plan, Progress, methods
-from dlas.compress.quantize._distance import DISTANCES
-from dlas.compress.quantize._evolution import Settings, State, search
-from dlas.compress.quantize._few_bit_network import FewBitNetwork
-from dlas.compress.quantize._scale_trial import Trial
-from dlas.compress.quantize._scheme import weight_axis
-from dlas.compress.quantize._static import notes_on
-from dlas.compress.quantize._suffix import Rows
-from dlas.compress.quantize._units import UNITS
+from dlas.compress.quantize._int8.quantise import notes_on
+from dlas.compress.quantize._int8.scheme import weight_axis
+from dlas.compress.quantize._search.distance import DISTANCES
+from dlas.compress.quantize._search.evolution import Settings, State, search
+from dlas.compress.quantize._search.network import FewBitNetwork
+from dlas.compress.quantize._search.suffix import Rows
+from dlas.compress.quantize._search.trial import Trial
+from dlas.compress.quantize._search.units import UNITS
 from dlas.core.cache import key_of
 from dlas.core.errors import DataError
 from dlas.core.figure import Figure, Source

@@ -19,7 +19,7 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from dlas.compress.method import Change, Method, Plan, Progress, methods
 from dlas.compress.qdq import Grid, QdqWriter, weight_grid
-from dlas.compress.quantize._scheme import constant, weight_axis
+from dlas.compress.quantize._int8.scheme import constant, weight_axis
 from dlas.core.errors import UnsupportedError
 from dlas.core.figure import Figure, Source
 from dlas.core.options import option, options_dict

@@ -8,7 +8,7 @@ break them: train with ``epochs``, or keep those layers at 8 bits.
 from __future__ import annotations
 
 from dlas.compress.method import methods
-from dlas.compress.quantize._levels import LevelMethod
+from dlas.compress.quantize._few_bits.levels import LevelMethod
 from dlas.kernels.formats.grid import Grid
 from dlas.kernels.formats.grids import uniform
 

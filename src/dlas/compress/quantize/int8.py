@@ -23,16 +23,9 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from dlas.compress.calibration import CALIBRATIONS, calibration_batches
 from dlas.compress.method import Change, Method, Plan, Progress, methods
-from dlas.compress.quantize._bias import CORRECTED, add_to_bias, outputs
-from dlas.compress.quantize._guard import guard_float_layers
-from dlas.compress.quantize._rewrite import Rewriter, weighted
-from dlas.compress.quantize._scheme import (
-    choose,
-    constant,
-    input_at,
-    weight_axis,
-)
-from dlas.compress.quantize._static import (
+from dlas.compress.quantize._int8.bias import CORRECTED, add_to_bias, outputs
+from dlas.compress.quantize._int8.guard import guard_float_layers
+from dlas.compress.quantize._int8.quantise import (
     bias_shifts,
     corrected,
     grids_of,
@@ -40,6 +33,13 @@ from dlas.compress.quantize._static import (
     notes_on,
     prepare,
     require_layers,
+)
+from dlas.compress.quantize._int8.rewrite import Rewriter, weighted
+from dlas.compress.quantize._int8.scheme import (
+    choose,
+    constant,
+    input_at,
+    weight_axis,
 )
 from dlas.compress.unsigned import unsigned_activations
 from dlas.core.figure import Figure, Source

@@ -8,7 +8,7 @@ channel, the largest weight of the row.
 from __future__ import annotations
 
 from dlas.compress.method import methods
-from dlas.compress.quantize._levels import LevelMethod
+from dlas.compress.quantize._few_bits.levels import LevelMethod
 from dlas.kernels.formats.grid import Grid
 from dlas.kernels.formats.grids import msq
 

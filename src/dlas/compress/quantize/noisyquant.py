@@ -14,8 +14,8 @@ import numpy as np
 import onnx_ir as ir
 
 from dlas.compress.method import Change, Method, Plan, Progress, methods
-from dlas.compress.quantize._activation_rows import Calibration, found_in
-from dlas.compress.quantize._activations import WHERE, Place, Writer
+from dlas.compress.quantize._activations.network import WHERE, Place, Writer
+from dlas.compress.quantize._activations.rows import Calibration, found_in
 from dlas.core.errors import UnsupportedError
 from dlas.core.figure import Figure, Source
 from dlas.core.options import option, options_dict

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from dlas.compress.method import methods
-from dlas.compress.quantize._levels import LevelMethod, LevelOptions
+from dlas.compress.quantize._few_bits.levels import LevelMethod, LevelOptions
 from dlas.core.options import option
 from dlas.kernels.formats.grid import Grid
 from dlas.kernels.formats.grids import po2

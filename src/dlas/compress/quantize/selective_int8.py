@@ -19,9 +19,9 @@ import onnx_ir as ir
 from dlas.compress.calibration import CALIBRATIONS, calibration_batches
 from dlas.compress.checkpoint import Checkpoint, next_checkpoint
 from dlas.compress.method import Change, Method, Plan, Progress, methods
-from dlas.compress.quantize._front import Point, decibels, pareto, ranked
-from dlas.compress.quantize._selection import Layer, Mixture, Recipe, difference
-from dlas.compress.quantize._static import notes_on
+from dlas.compress.quantize._int8.front import Point, decibels, pareto, ranked
+from dlas.compress.quantize._int8.quantise import notes_on
+from dlas.compress.quantize._int8.selection import Layer, Mixture, Recipe, difference
 from dlas.core.bisection import without_spare
 from dlas.core.cache import key_of
 from dlas.core.errors import DataError

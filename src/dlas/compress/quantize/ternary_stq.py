@@ -18,7 +18,7 @@ import numpy as np
 import onnx_ir as ir
 
 from dlas.compress.method import Change, Method, Plan, Progress, methods
-from dlas.compress.quantize._ternary_layers import FORMS, Layer, Norm, choose_layers, rectified, take_norms
+from dlas.compress.quantize._ternary.layers import FORMS, Layer, Norm, choose_layers, rectified, take_norms
 from dlas.core.errors import DataError, OptionError, UnsupportedError
 from dlas.core.figure import Figure, Source
 from dlas.core.options import option, options_dict
@@ -107,7 +107,7 @@ class TernaryStq(Method):
             ModelError: Weights that are not finite.
             DlasError: The loss became NaN or infinite.
         """
-        from dlas.compress.quantize._ternary_training import Training
+        from dlas.compress.quantize._ternary.training import Training
 
         rows = _checked(model, data)
         work, layers, norms, left = self._prepared(model)

@@ -19,8 +19,8 @@ import onnx_ir as ir
 
 from dlas.compress.calibration import calibration_batches
 from dlas.compress.qdq import QdqWriter
-from dlas.compress.quantize._layers import Layer
-from dlas.compress.quantize._scheme import constant, input_at
+from dlas.compress.quantize._few_bits.layers import Layer
+from dlas.compress.quantize._int8.scheme import constant, input_at
 from dlas.core.errors import DataError
 from dlas.data.dataset import Dataset
 from dlas.graph.model import Model

@@ -10,9 +10,9 @@ from typing import Protocol
 import numpy as np
 import onnx_ir as ir
 
-from dlas.compress.quantize._lower import restore_weights
-from dlas.compress.quantize._scheme import RULES, attribute, constant, input_at, weight_axis
-from dlas.compress.quantize._static import refuse_quantized
+from dlas.compress.quantize._int8.lower import restore_weights
+from dlas.compress.quantize._int8.quantise import refuse_quantized
+from dlas.compress.quantize._int8.scheme import RULES, attribute, constant, input_at, weight_axis
 from dlas.core.errors import ModelError, UnknownNameError, UnsupportedError
 from dlas.graph.model import Model
 from dlas.kernels.formats.grid import Alpha, Grid

@@ -10,9 +10,9 @@ import onnx
 import onnx_ir as ir
 
 from dlas.compress.qdq import Grid, bias_codes
-from dlas.compress.quantize._rewrite import Rewriter
-from dlas.compress.quantize._scheme import Scheme, constant, input_at
-from dlas.compress.quantize._uniform import UniformGrid
+from dlas.compress.quantize._int8.rewrite import Rewriter
+from dlas.compress.quantize._int8.scheme import Scheme, constant, input_at
+from dlas.compress.quantize._search.uniform import UniformGrid
 
 PACKED_OPSET, PACKED_IR = 21, 10  # the first with integers of 4 bits
 

@@ -10,10 +10,10 @@ import onnx_ir as ir
 
 from dlas.compress.calibration import Batches, Range, calibrate
 from dlas.compress.qdq import Grid, activation_grid
-from dlas.compress.quantize._bias import CORRECTED, FloatMeans, mean_errors
-from dlas.compress.quantize._lower import lower, restore_weights
-from dlas.compress.quantize._rewrite import Rewriter, weighted
-from dlas.compress.quantize._scheme import Scheme, choose, constant, input_at
+from dlas.compress.quantize._int8.bias import CORRECTED, FloatMeans, mean_errors
+from dlas.compress.quantize._int8.lower import lower, restore_weights
+from dlas.compress.quantize._int8.rewrite import Rewriter, weighted
+from dlas.compress.quantize._int8.scheme import Scheme, choose, constant, input_at
 from dlas.core.errors import UnsupportedError
 from dlas.graph.model import Model, TensorSpec
 from dlas.kernels.formats.grid import Grid as Levels
@@ -158,8 +158,8 @@ def bias_shifts(
 ) -> list[np.ndarray]:
     """What :func:`corrected` layers lose on the mean, ``(channels,)`` each; ``graph`` stays as it is.
 
-    ``keep_float`` and ``outputs`` are those of :func:`~dlas.compress.quantize._scheme.choose`, ``levels`` those of the
-    Rewriter, the rest those of :func:`~dlas.compress.quantize._bias.mean_errors`.
+    ``keep_float`` and ``outputs`` are those of :func:`~dlas.compress.quantize._int8.scheme.choose`, ``levels`` those
+    of the Rewriter, the rest those of :func:`~dlas.compress.quantize._int8.bias.mean_errors`.
     """
     copy, trial = graph.clone(), graph.clone()
     float_scheme = choose(copy.graph, keep_float, outputs)

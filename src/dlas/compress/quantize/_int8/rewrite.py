@@ -5,7 +5,7 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from dlas.compress.qdq import Grid, QdqWriter, bias_codes, weight_grid
-from dlas.compress.quantize._scheme import RULES, Scheme, constant, data_inputs, input_at, weight_axis
+from dlas.compress.quantize._int8.scheme import RULES, Scheme, constant, data_inputs, input_at, weight_axis
 from dlas.kernels.formats.grid import Grid as Levels
 from dlas.kernels.formats.recovery import tops
 

@@ -6,7 +6,7 @@ import numpy as np
 import onnx_ir as ir
 
 from dlas.compress.qdq import QdqWriter
-from dlas.compress.quantize._scheme import constant
+from dlas.compress.quantize._int8.scheme import constant
 
 
 def products_on_rows(graph: ir.Graph) -> int:

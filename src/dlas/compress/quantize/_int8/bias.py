@@ -17,7 +17,7 @@ import onnx_ir as ir
 
 from dlas.compress.calibration import Batches, open_session, parts
 from dlas.compress.qdq import QdqWriter
-from dlas.compress.quantize._scheme import attribute, constant, input_at, weight_axis
+from dlas.compress.quantize._int8.scheme import attribute, constant, input_at, weight_axis
 from dlas.graph.model import TensorSpec
 
 _BATCH = 16  # the mean over one batch is close enough to that over all rows; larger ones take memory only

@@ -17,7 +17,7 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 from dlas.compress.method import Change, Method, Plan, Progress
 from dlas.compress.qdq import Grid as QdqGrid
 from dlas.compress.qdq import QdqWriter
-from dlas.compress.quantize._layers import EIGHT_BITS, Layer, editable, layers_of
+from dlas.compress.quantize._few_bits.layers import EIGHT_BITS, Layer, editable, layers_of
 from dlas.core.errors import DataError
 from dlas.core.figure import Figure, Source
 from dlas.core.options import option, options_dict
@@ -86,7 +86,7 @@ class LevelMethod(Method):
 
     def fake(self, layer: Layer) -> nn.Module:
         """What stands in for the rounding of one layer's weights while they are trained; see ``_fake.py``."""
-        from dlas.compress.quantize._fake import StraightThrough
+        from dlas.compress.quantize._few_bits.fake import StraightThrough
 
         return StraightThrough(layer.magnitudes(), layer.grid.boundaries, layer.axis)
 
@@ -142,7 +142,7 @@ class LevelMethod(Method):
         for layer in layers:
             layer.quantize(self.options.alpha)
         if self.options.repair != "none" and not self.options.epochs:
-            from dlas.compress.quantize._repair import repair
+            from dlas.compress.quantize._few_bits.repair import repair
 
             notes += repair(
                 model, graph, layers, data, self.options.rows, how=self.options.repair,

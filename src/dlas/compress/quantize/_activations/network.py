@@ -15,7 +15,7 @@ import numpy as np
 import onnx_ir as ir
 
 from dlas.compress.qdq import QdqWriter
-from dlas.compress.quantize._scheme import bounds, constant
+from dlas.compress.quantize._int8.scheme import bounds, constant
 from dlas.core.errors import UnknownNameError, UnsupportedError
 from dlas.graph.model import Model
 from dlas.kernels.formats import dqa

@@ -6,7 +6,7 @@ import numpy as np
 import onnx_ir as ir
 
 from dlas.compress.qdq import QdqWriter
-from dlas.compress.quantize._scheme import attribute, constant, input_at
+from dlas.compress.quantize._int8.scheme import attribute, constant, input_at
 
 
 def lower(graph: ir.Graph) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 import onnx_ir as ir
 
 from dlas.compress.qdq import QdqWriter, weight_grid
-from dlas.compress.quantize._scheme import attribute, constant, input_at
+from dlas.compress.quantize._int8.scheme import attribute, constant, input_at
 from dlas.core.errors import UnsupportedError
 from dlas.graph.model import Model
 from dlas.graph.passes import infer_shapes, remove_unused

@@ -7,11 +7,11 @@ from collections.abc import Mapping
 import numpy as np
 import onnx_ir as ir
 
-from dlas.compress.quantize._distance import mean_distance
-from dlas.compress.quantize._evolution import Fitness, State
-from dlas.compress.quantize._few_bit_network import FewBitNetwork
-from dlas.compress.quantize._suffix import Kept, Rows, dependent, entering, part_of
-from dlas.compress.quantize._uniform import UniformGrid
+from dlas.compress.quantize._search.distance import mean_distance
+from dlas.compress.quantize._search.evolution import Fitness, State
+from dlas.compress.quantize._search.network import FewBitNetwork
+from dlas.compress.quantize._search.suffix import Kept, Rows, dependent, entering, part_of
+from dlas.compress.quantize._search.uniform import UniformGrid
 from dlas.core.errors import DataError
 
 Scales = Mapping[int, np.ndarray]

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from dlas.compress.quantize._scheme import constant
+from dlas.compress.quantize._int8.scheme import constant
 from dlas.core.errors import UnsupportedError
 
 UNITS = ("auto", "attention", "residual", "layer")

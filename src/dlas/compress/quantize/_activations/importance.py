@@ -17,7 +17,7 @@ import onnx
 import onnx_ir as ir
 
 from dlas.compress.calibration import open_session
-from dlas.compress.quantize._activations import Place
+from dlas.compress.quantize._activations.network import Place
 from dlas.core.errors import DataError
 from dlas.graph.model import Model
 from dlas.kernels.formats import dqa

@@ -10,7 +10,7 @@ import numpy as np
 import onnx_ir as ir
 
 from dlas.compress.calibration import open_session
-from dlas.compress.quantize._activations import Place, places
+from dlas.compress.quantize._activations.network import Place, places
 from dlas.core.errors import DataError, UnsupportedError
 from dlas.data.dataset import Dataset
 from dlas.data.preprocess import iterate

@@ -13,17 +13,25 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from dlas.compress.calibration import Batches, Range, open_session, parts
 from dlas.compress.qdq import Grid, weight_grid
-from dlas.compress.quantize._bias import FloatMeans, add_to_bias
-from dlas.compress.quantize._guard import guard_float_layers
-from dlas.compress.quantize._rewrite import Rewriter
-from dlas.compress.quantize._scheme import RULES, Scheme, choose, constant, data_inputs, input_at, weight_axis
-from dlas.compress.quantize._static import (
+from dlas.compress.quantize._int8.bias import FloatMeans, add_to_bias
+from dlas.compress.quantize._int8.guard import guard_float_layers
+from dlas.compress.quantize._int8.quantise import (
     bias_shifts,
     corrected,
     grids_of,
     measure_ranges,
     prepare,
     require_layers,
+)
+from dlas.compress.quantize._int8.rewrite import Rewriter
+from dlas.compress.quantize._int8.scheme import (
+    RULES,
+    Scheme,
+    choose,
+    constant,
+    data_inputs,
+    input_at,
+    weight_axis,
 )
 from dlas.compress.unsigned import unsigned_activations
 from dlas.core.errors import DataError

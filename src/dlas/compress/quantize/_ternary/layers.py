@@ -11,7 +11,7 @@ import numpy as np
 import onnx_ir as ir
 
 from dlas.compress.qdq import Grid, QdqWriter
-from dlas.compress.quantize._scheme import attribute, bounds, constant, input_at, weight_axis
+from dlas.compress.quantize._int8.scheme import attribute, bounds, constant, input_at, weight_axis
 from dlas.core.errors import ModelError, UnknownNameError, UnsupportedError
 from dlas.kernels.formats.ternary import pack_ternary, ternarize
 

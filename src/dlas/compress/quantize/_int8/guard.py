@@ -5,7 +5,7 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from dlas.compress.qdq import QdqWriter
-from dlas.compress.quantize._scheme import constant, input_at
+from dlas.compress.quantize._int8.scheme import constant, input_at
 
 _LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 _ABSORBED = ("Relu", "Clip")

@@ -10,20 +10,20 @@ import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from dlas.compress.qdq import Grid
-from dlas.compress.quantize._bias import CORRECTED, add_to_bias, mean_errors
-from dlas.compress.quantize._few_bits import PACKED_IR, PACKED_OPSET, FewBits, can_pack
-from dlas.compress.quantize._guard import guard_float_layers
-from dlas.compress.quantize._rewrite import weighted
-from dlas.compress.quantize._rows import products_on_rows
-from dlas.compress.quantize._scheme import Scheme, choose, constant, input_at, weight_axis
-from dlas.compress.quantize._static import corrected, grids_of, measure_ranges, prepare, require_layers
-from dlas.compress.quantize._uniform import UniformGrid, omse_grid
-from dlas.compress.quantize._units import Unit, units
+from dlas.compress.quantize._few_bits.method import PACKED_IR, PACKED_OPSET, FewBits, can_pack
+from dlas.compress.quantize._int8.bias import CORRECTED, add_to_bias, mean_errors
+from dlas.compress.quantize._int8.guard import guard_float_layers
+from dlas.compress.quantize._int8.quantise import corrected, grids_of, measure_ranges, prepare, require_layers
+from dlas.compress.quantize._int8.rewrite import weighted
+from dlas.compress.quantize._int8.scheme import Scheme, choose, constant, input_at, weight_axis
+from dlas.compress.quantize._search.rows import products_on_rows
+from dlas.compress.quantize._search.uniform import UniformGrid, omse_grid
+from dlas.compress.quantize._search.units import Unit, units
 from dlas.compress.unsigned import unsigned_activations
 from dlas.graph.model import Model
 
 if TYPE_CHECKING:
-    from dlas.compress.quantize._suffix import Rows
+    from dlas.compress.quantize._search.suffix import Rows
     from dlas.compress.quantize.cptv import Options
 
 

@@ -12,8 +12,8 @@ import torch
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from dlas.compress.jacobian import JacobianLoss
-from dlas.compress.quantize._ternary import Normalised, Phase, Rounded, RoundedActivation, Ternary
-from dlas.compress.quantize._ternary_layers import Layer, Norm, rectified, round_activations, stored, write
+from dlas.compress.quantize._ternary.layers import Layer, Norm, rectified, round_activations, stored, write
+from dlas.compress.quantize._ternary.weights import Normalised, Phase, Rounded, RoundedActivation, Ternary
 from dlas.compress.training import Schedule, train
 from dlas.data.dataset import Dataset
 from dlas.data.preprocess import prepare

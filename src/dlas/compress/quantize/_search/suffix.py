@@ -13,7 +13,7 @@ import numpy as np
 import onnx_ir as ir
 
 from dlas.compress.calibration import open_session
-from dlas.compress.quantize._scheme import constant
+from dlas.compress.quantize._int8.scheme import constant
 from dlas.core.errors import DataError
 from dlas.graph.reference import explained
 

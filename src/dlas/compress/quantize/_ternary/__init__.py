@@ -1,0 +1,1 @@
+"""Ternary weights: scales, layers and training."""
