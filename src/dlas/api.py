@@ -161,6 +161,7 @@ def compress(
     from dlas.compress.checkpoint import checkpoints_in
     from dlas.compress.method import compress_model
     from dlas.core.options import Choice
+    from dlas.runtime.costs import engine_costs
 
     if options and len(methods) != 1:
         raise DlasError(
@@ -176,7 +177,7 @@ def compress(
         for text in methods:
             choice = Choice.parse(text)
             choice = Choice.of(choice.name, **{**choice.as_dict(), **options})
-            current = compress_model(current, choice, rows, progress)
+            current = compress_model(current, choice, rows, progress, engine_costs)
     return current
 
 
