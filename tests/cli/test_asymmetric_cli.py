@@ -19,6 +19,7 @@ from dlas.testing import models as networks
 DIGITS = ("asymmetric", "digits-cnn", "--data", "digits", "--rows", "6", "--pixels", "40")
 
 
+@pytest.mark.slow
 def test_two_tables_and_what_they_come_to(capsys: pytest.CaptureFixture[str]) -> None:
     assert run_command(list(DIGITS)) == 0
     printed = capsys.readouterr()

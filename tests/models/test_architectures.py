@@ -39,6 +39,7 @@ def test_parameter_counts_are_those_of_the_paper(depth: int, millions: float) ->
         ("resnet:depth=34", 21.80),
         ("mobilenet-v2", 3.50),
         ("mobilenet-v2:width=1.4", 6.1),
+        ("resnet8", 0.078),  # Banbury et al. 2021, MLPerf Tiny
     ],
 )
 def test_parameter_counts_of_the_others(spelled: str, millions: float) -> None:

@@ -34,6 +34,7 @@ def files(folder: Path) -> list[Subject]:
     return [Subject.open(folder / "models" / place) for place in places]
 
 
+@pytest.mark.slow
 def test_a_few_images_bring_down_the_networks_of_both_frameworks(data_folder: Path) -> None:
     pytest.importorskip("ai_edge_litert", reason="the extra `tflite` is not installed")
     data = api.dataset(data_folder / "cifar10-test.parquet")

@@ -178,11 +178,9 @@ def read_specs(
         raise DlasError(f"{path}: not valid TOML: {error}", "correct that line") from error
     applied = "\n".join([text, *(f"# --set {key}={value}" for key, value in (overrides or {}).items())])
     folder = path.resolve().parent
+    studies = [_overridden(one, overrides) for one in _each(read, path.stem)]
     try:
-        return [
-            _finished(_overridden(one, overrides), applied, path.stem, folder, tables)
-            for one in _each(read, path.stem)
-        ]
+        return [_finished(one, applied, path.stem, folder, tables) for one in studies]
     except UnknownKeyError as error:
         wanted = f"{error.table}.{error.key}".lstrip(".")
         if any(key == wanted or key.startswith(f"{error.key}.") for key in overrides or {}):

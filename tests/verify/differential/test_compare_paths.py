@@ -71,6 +71,7 @@ def test_paths_are_rows_with_labels_rankings_and_times() -> None:
     assert {"dlas", "onnxruntime"} <= set(report.versions)
 
 
+@pytest.mark.slow
 def test_a_network_alone_runs_on_every_back_end_that_is_there(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -204,6 +205,7 @@ def test_an_unknown_path_is_told_before_any_work(capsys: pytest.CaptureFixture[s
     assert "did you mean 'ort:O3'" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_build_gets_its_files_and_a_baseline_holds_it_to_what_is_worse(
     hurt: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

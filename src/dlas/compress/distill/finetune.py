@@ -7,7 +7,7 @@ again unless ``keep_zeros`` is given; quantised weights are fixed, so train befo
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -15,7 +15,7 @@ import numpy as np
 from dlas.compress.method import Change, Method, Plan, Progress, methods
 from dlas.compress.training import AUGMENTATIONS, OPTIMIZERS, fine_tune
 from dlas.core.errors import DataError
-from dlas.core.options import option
+from dlas.core.options import option, options_dict
 from dlas.data.dataset import Dataset
 from dlas.data.splits import sample
 from dlas.graph.model import Model
@@ -70,7 +70,7 @@ class Finetune(Method):
                 f"{self.spelled()} needs training rows and none were given", "pass a data set (`--data D`)"
             )
         masks = {n: w != 0 for n, w in model.initializers.items() if w.ndim > 1 and w.dtype == np.float32}
-        return fine_tune(
+        trained = fine_tune(
             model,
             sample(data, options.rows, options.seed) if options.rows else data,
             epochs=options.epochs,
@@ -83,3 +83,6 @@ class Finetune(Method):
             seed=options.seed,
             progress=progress,
         )
+        last = trained.history[-1]
+        step = replace(last, action=self.name, options={**options_dict(options), **last.options})
+        return replace(trained, history=(*trained.history[:-1], step))
