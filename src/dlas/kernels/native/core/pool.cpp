@@ -4,6 +4,7 @@
 #include <ctime>
 
 #include <linux/futex.h>
+#include <sched.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -36,6 +37,23 @@ void sleep_while(std::atomic<uint32_t>& word, uint32_t value) {
 
 void wake_all(std::atomic<uint32_t>& word) {
   syscall(SYS_futex, reinterpret_cast<uint32_t*>(&word), FUTEX_WAKE_PRIVATE, INT_MAX, nullptr, nullptr, 0);
+}
+
+// Each worker has a processor of its own, and the first one allowed is left to the caller: a scheduler that wakes both on
+// one processor, while another idles, makes two threads slower than one.
+void settle(int thread) {
+  cpu_set_t allowed, own;
+  if (sched_getaffinity(0, sizeof allowed, &allowed) != 0) return;
+  const int count = CPU_COUNT(&allowed);
+  if (count < 2) return;
+  int left = thread % count;
+  for (int cpu = 0; cpu < CPU_SETSIZE; ++cpu) {
+    if (!CPU_ISSET(cpu, &allowed) || left-- > 0) continue;
+    CPU_ZERO(&own);
+    CPU_SET(cpu, &own);
+    sched_setaffinity(0, sizeof own, &own);  // where it is refused, the scheduler decides
+    return;
+  }
 }
 
 }  // namespace
@@ -71,12 +89,13 @@ void Pool::parallel_for(int64_t tasks, Body body, void* arg) {
   share(0);
   // On a busy machine a worker may have lost its processor: give ours away rather than burn it.
   for (int spins = 0; left_.load(std::memory_order_acquire) != 0; ++spins) {
-    if (spins < 20000) pause_cpu(); else std::this_thread::yield();
+    if (spins < 1000) pause_cpu(); else std::this_thread::yield();
   }
 }
 
 void Pool::work(int thread) {
   FlushDenormals flush;
+  settle(thread);
   uint32_t seen = 0;
   for (;;) {
     uint32_t round = round_.load(std::memory_order_acquire);
