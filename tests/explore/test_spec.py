@@ -198,7 +198,9 @@ def test_several_models_are_a_study_each(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "match"),
     [
-        (('name = "twin"', ""), "different"),
+        (('name = "twin"', ""), "another name"),
+        (('"digits-cnn"\nname = "twin"', '"elsewhere/digits-cnn.onnx"'), "another name"),
+        (('name = "twin"', 'name = "../../twin"'), "a file can have"),
         (('name = "twin"', 'name = "twin"\nnme = "x"'), "nme"),
         (("path", "pth"), "path"),
     ],

@@ -178,7 +178,11 @@ def read_specs(
         raise DlasError(f"{path}: not valid TOML: {error}", "correct that line") from error
     applied = "\n".join([text, *(f"# --set {key}={value}" for key, value in (overrides or {}).items())])
     folder = path.resolve().parent
-    studies = [_overridden(one, overrides) for one in _each(read, path.stem)]
+    try:
+        studies = _each(read, path.stem)
+    except OptionError as error:
+        raise DlasError(f"{path}: {error.message}", error.hint) from error
+    studies = [_overridden(one, overrides) for one in studies]
     try:
         return [_finished(one, applied, path.stem, folder, tables) for one in studies]
     except UnknownKeyError as error:
@@ -192,20 +196,23 @@ def read_specs(
 
 
 def _each(read: dict[str, Any], name: str) -> list[dict[str, Any]]:
-    """The file once per ``[[model]]``, each with a name of its own."""
+    """The file once per ``[[model]]``, each with a name of its own, which names its report as well."""
     models = read.get("model")
     if not isinstance(models, list):
         return [read]
-    found = []
+    found: dict[str, dict[str, Any]] = {}
     for model in models:
         if not isinstance(model, Mapping) or not isinstance(model.get("path"), str):
             raise OptionError("model", model, "tables with a path: [[model]]")
-        label = str(model.get("name") or Path(model["path"]).stem)
-        found.append({**read, "model": dict(model), "name": f"{read.get('name', name)}-{label}"})
-    labels = [(m.get("name"), m["path"]) for m in models]
-    if len(set(labels)) < len(labels) or not found:
-        raise OptionError("model", labels, "one or more different networks; give them names")
-    return found
+        label = f"{read.get('name', name)}-{model.get('name') or Path(model['path']).stem}"
+        if Path(label).name != label:
+            raise OptionError("model.name", label, "a name that a file can have")
+        if label in found:
+            raise OptionError("model.name", label, "another name for each network")
+        found[label] = {**read, "model": dict(model), "name": label}
+    if not found:
+        raise OptionError("model", models, "one or more tables with a path: [[model]]")
+    return list(found.values())
 
 
 def _overridden(read: dict[str, Any], overrides: Mapping[str, str] | None) -> dict[str, Any]:
