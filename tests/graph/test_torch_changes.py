@@ -91,3 +91,25 @@ def test_unknown_names_and_second_changes_are_refused(module):
     module.on_value("h", lambda x: x)
     with pytest.raises(ModelError, match="twice"):
         module.on_value("h", lambda x: x)
+
+
+@pytest.mark.parametrize(("opset", "axis"), [(13, -1), (11, 1)])
+def test_scores_add_up_to_one_where_products_are_in_bfloat16(opset: int, axis: int) -> None:
+    """Training tells probabilities from logits by that."""
+    w = np.random.default_rng(0).normal(size=(8, 10)).astype(np.float32)
+    graph = helper.make_graph(
+        [
+            helper.make_node("MatMul", ["x", "w"], ["h"], "product"),
+            helper.make_node("Softmax", ["h"], ["y"], "scores", axis=axis),
+        ],
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", 8])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["N", 10])],
+        [numpy_helper.from_array(w, "w")],
+    )
+    proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8)
+    module = to_torch(Model.from_proto(proto))
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16), module.kept(["h"]) as kept:
+        scores = module(torch.randn(64, 8, generator=torch.Generator().manual_seed(0)))
+    assert kept["h"].dtype == torch.bfloat16
+    assert (scores.sum(1) - 1).abs().max() < 1e-5

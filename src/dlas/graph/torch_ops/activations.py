@@ -85,7 +85,12 @@ def _prelu(node: Node) -> Call:
 
 @op("Softmax", "LogSoftmax", "Hardmax")
 def _softmax(node: Node) -> Call:
-    apply = {"Softmax": torch.softmax, "LogSoftmax": torch.log_softmax}.get(node.kind, _hardmax)
+    narrow = {"Softmax": torch.softmax, "LogSoftmax": torch.log_softmax}.get(node.kind, _hardmax)
+
+    def apply(x: Tensor, axis: int) -> Tensor:
+        # Rounded to bfloat16 where products are, scores would add up to 0.998, and no longer tell what they are.
+        return narrow(x.float() if torch.is_autocast_enabled("cpu") else x, axis)
+
     axis = node.attr("axis", -1 if node.opset >= 13 else 1)
     if node.opset >= 13:
         return lambda x: apply(x, axis)
