@@ -62,8 +62,11 @@ def found_units(model: Model, unit: str) -> list[tuple[str, list[str]]]:
     return [(u.kind, [network.names[i] for i in u.layers]) for u in network.units]
 
 
-def branches() -> Model:
-    """Two convolutions side by side, joined by a Concat, behind another one: no residual block, two parallel layers."""
+def branches(outputs: int = 1) -> Model:
+    """Two convolutions side by side, joined by a Concat, behind another one: no residual block, two parallel layers.
+
+    With two outputs, the second one is that of a layer that the first one does not need.
+    """
     rng = np.random.default_rng(0)
     weights = {
         n: rng.normal(0, 0.3, s).astype(np.float32)
@@ -80,10 +83,14 @@ def branches() -> Model:
             node("Conv", ["d", "w3"], ["e"], "last"),
             node("GlobalAveragePool", ["e"], ["f"], "pool"),
             node("Flatten", ["f"], ["y"], "flat"),
+            *[node("Conv", ["d", "w3"], ["z"], "aside")] * (outputs - 1),
         ],
         "branches",
         [onnx.helper.make_tensor_value_info("x", 1, ["N", 3, 6, 6])],
-        [onnx.helper.make_tensor_value_info("y", 1, ["N", 5])],
+        [
+            onnx.helper.make_tensor_value_info("y", 1, ["N", 5]),
+            onnx.helper.make_tensor_value_info("z", 1, ["N", 5, 6, 6]),
+        ][:outputs],
         [onnx.numpy_helper.from_array(w, n) for n, w in weights.items()],
     )
     opsets = [onnx.helper.make_opsetid("", 18)]
@@ -129,6 +136,15 @@ def test_a_network_without_blocks_is_searched_layer_by_layer() -> None:
         found_units(branches(), "attention")
     with pytest.raises(UnsupportedError, match="no residual block"):
         found_units(branches(), "residual")
+
+
+def test_only_layers_that_the_judged_answers_need_are_searched() -> None:
+    model = branches(outputs=2)
+    assert found_units(model, "auto") == found_units(branches(), "auto")
+    made = cptv(model, images(model))
+    assert made.history[-1].options["units"] == ["stem", "left", "right", "last"]
+    plan = methods.get("cptv")(**SMALL).plan(model)
+    assert [c.layer for c in plan.changes if c.what.endswith("not searched")] == ["aside"]
 
 
 @pytest.mark.parametrize("room", [1, 1 << 30])

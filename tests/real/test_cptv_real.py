@@ -7,13 +7,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dlas.compress.from_scratch import accuracy
 from dlas.compress.method import methods
 from dlas.data.dataset import Dataset
 from dlas.data.find import load_dataset
+from dlas.data.metrics import top1
+from dlas.data.preprocess import prepare
 from dlas.data.splits import sample
 from dlas.graph.format import load_model
 from dlas.graph.model import Model
+from dlas.graph.reference import predict
 
 
 @pytest.fixture(scope="module")
@@ -29,6 +31,11 @@ def train(data_folder: Path) -> Dataset:
 @pytest.fixture(scope="module")
 def test_rows(data_folder: Path) -> Dataset:
     return sample(load_dataset(data_folder / "cifar10-test.parquet"), 2000)
+
+
+def accuracy(model: Model, data: Dataset) -> float:
+    assert data.labels is not None
+    return top1(predict(model, prepare(data, model)), data.labels).value
 
 
 def cptv(model: Model, data: Dataset, **options: object) -> Model:

@@ -22,7 +22,7 @@ import numpy as np
 import onnx_ir as ir
 
 from dlas.compress.method import Change, Method, Plan, Progress, methods
-from dlas.compress.quantize._activations import importance as _importance
+from dlas.compress.quantize._activations import importance
 from dlas.compress.quantize._activations.importance import IMPORTANCE, Sample
 from dlas.compress.quantize._activations.network import WHERE, Place, Writer
 from dlas.compress.quantize._activations.rows import Calibration, found_in
@@ -221,11 +221,11 @@ class Dqa(Method):
     ) -> dict[str, np.ndarray]:
         sample = Sample(rows.batches, rows.labels, rows.count)
         if self.options.importance == "random":
-            return _importance.random(list(base), self.options.seed)
+            return importance.random(list(base), self.options.seed)
         if self.options.importance == "greedy":
-            coarse = {p: dataclasses.replace(v, bits=_importance.GREEDY_BITS) for p, v in base.items()}
-            return _importance.greedy(graph, rows.spec, coarse, sample, told)
-        return _importance.fisher(dataclasses.replace(model, ir=graph), base, sample, told)
+            coarse = {p: dataclasses.replace(v, bits=importance.GREEDY_BITS) for p, v in base.items()}
+            return importance.greedy(graph, rows.spec, coarse, sample, told)
+        return importance.fisher(dataclasses.replace(model, ir=graph), base, sample, told)
 
     def _by_fraction(
         self,
@@ -237,7 +237,7 @@ class Dqa(Method):
     ) -> tuple[ir.Model, Layouts, dict[Place, form.Stored]]:
         options = self.options
         extra = {
-            p: _importance.top(scores.get(p.value, np.zeros(p.channels)), options.fraction, options.extra)
+            p: importance.top(scores.get(p.value, np.zeros(p.channels)), options.fraction, options.extra)
             for p in base
         }
         return self._made(graph, base, extra, rows, told)
@@ -265,7 +265,7 @@ class Dqa(Method):
         sizes = {p.value: s.values // p.channels for p, s in best[2].items()}
         spend, most = options.budget - floor, 0.0
         for _ in range(4):
-            given = _importance.allocate(scores, sizes, options.extra, spend)
+            given = importance.allocate(scores, sizes, options.extra, spend)
             made = self._made(graph, base, {p: given[p.value] for p in base}, rows, told)
             measured = sum(made[2].values(), form.Stored()).bits_per_value
             if most < measured <= options.budget:
@@ -319,7 +319,8 @@ class Dqa(Method):
                 f"extra bits: {total.bits_per_error:.4g} stored per error, "
                 f"{total.errors / total.values:.1%} of the values have one"
             )
-        if rows.labels is None and self.options.importance != "random":
+        ranked = self.options.importance != "random" and (self.options.fraction or self.options.budget)
+        if rows.labels is None and ranked:
             notes.append("the rows have no labels: importance follows the network's own answers")
         notes += [_told(p, layout, stored[p]) for p, layout in layouts.items()]
         facts = {

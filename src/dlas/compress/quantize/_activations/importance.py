@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import onnx
@@ -21,9 +21,6 @@ from dlas.compress.quantize._activations.network import Place
 from dlas.core.errors import DataError
 from dlas.graph.model import Model
 from dlas.kernels.formats import dqa
-
-if TYPE_CHECKING:
-    import torch
 
 IMPORTANCE = ("fisher", "greedy", "random")
 GREEDY_BITS = 3  # the ranking is made at 3 bits whatever is stored later, as published
@@ -64,6 +61,7 @@ def fisher(
     """
     import torch
 
+    from dlas.compress.training import cross_entropy
     from dlas.graph.torch_module import to_torch
 
     module = to_torch(model)
@@ -76,9 +74,13 @@ def fisher(
                 module.requires_grad_(False)
                 inputs.requires_grad_(True)
             outputs = module(inputs)
-            logits = (outputs[0] if isinstance(outputs, tuple) else outputs).flatten(1).float()
-            labels = None if sample.labels is None else sample.labels[done : done + len(batch)]
-            loss = _summed_loss(logits, labels)
+            logits = (outputs[0] if isinstance(outputs, tuple) else outputs).flatten(1)
+            labels = logits.argmax(1)
+            if sample.labels is not None:
+                labels = torch.from_numpy(sample.labels[done : done + len(batch)])
+            loss = cross_entropy(logits, labels) * len(
+                batch
+            )  # a row's importance does not depend on its batch
             if not bool(torch.isfinite(loss)):
                 raise DataError(
                     f"the loss over the calibration rows is {loss.item()}",
@@ -117,6 +119,9 @@ def greedy(
         layouts: How each value is rounded while it is ranked.
         sample: The rows.
         told: Called with the fraction done.
+
+    Raises:
+        DataError: A label is beyond the network's outputs.
     """
     cuts = [_live(graph, place.value) for place in layouts]
     proto = ir.to_proto(graph)
@@ -191,23 +196,6 @@ def allocate(
     return {name: given[value == i] for i, name in enumerate(names)}
 
 
-def _summed_loss(logits: torch.Tensor, labels: np.ndarray | None) -> torch.Tensor:
-    """Cross-entropy summed over the rows, so that the importance of a row does not depend on its batch."""
-    import torch
-    from torch.nn import functional as F  # noqa: N812
-
-    rows = logits.detach()
-    wanted = rows.argmax(1) if labels is None else torch.from_numpy(np.asarray(labels, np.int64))
-    if int(wanted.max()) >= logits.shape[1] or int(wanted.min()) < 0:
-        raise DataError(
-            f"a label is {int(wanted.max())}, the network has {logits.shape[1]} outputs",
-            "the data set does not belong to this network",
-        )
-    if bool((rows >= 0).all()) and bool(((rows.sum(1) - 1).abs() < 1e-3).all()):  # it ends in a softmax
-        return F.nll_loss(logits.clamp_min(1e-12).log(), wanted, reduction="sum")
-    return F.cross_entropy(logits, wanted, reduction="sum")
-
-
 def _live(graph: ir.Model, name: str) -> list[str]:
     """Values made up to ``name`` that are read after it: what the rest of the network needs."""
     nodes = list(graph.graph)
@@ -233,11 +221,17 @@ def _labels(
     proto: onnx.ModelProto, spec: str, answer: str, states: list[dict[str, np.ndarray]], sample: Sample
 ) -> list[np.ndarray]:
     """Labels per batch; the network's own answers where there are none."""
-    if sample.labels is not None:
-        ends = np.cumsum([len(s[spec]) for s in states])
-        return np.split(sample.labels[: ends[-1]], ends[:-1])
     session = _part(proto, [spec], [answer])
-    return [_run(session, s, [answer])[answer].reshape(len(s[spec]), -1).argmax(1) for s in states]
+    logits = (_run(session, s, [answer])[answer].reshape(len(s[spec]), -1) for s in states)
+    if sample.labels is None:
+        return [rows.argmax(1) for rows in logits]
+    low, high, classes = sample.labels.min(), sample.labels.max(), next(logits).shape[1]
+    if low < 0 or high >= classes:
+        raise DataError(
+            f"a label is {low if low < 0 else high}, the network has {classes} outputs",
+            "the data set does not belong to this network",
+        )
+    return np.split(sample.labels, np.cumsum([len(s[spec]) for s in states])[:-1])
 
 
 def _rounded(x: np.ndarray, place: Place, layout: dqa.Layout) -> np.ndarray:

@@ -83,9 +83,8 @@ def places(graph: ir.Model, model: Model, where: str = "blocks", only: str = "")
     """
     activations = [n.outputs[0] for n in graph.graph if n.domain == "" and n.op_type in _ACTIVATIONS]
     sums = _block_outputs(graph.graph)
-    chosen = [v for n in graph.graph for v in n.outputs if v in set(activations) | set(sums)]
-    if where == "blocks" and sums:
-        chosen = [v for v in chosen if v in set(sums)]
+    wanted = set(sums) if where == "blocks" and sums else {*activations, *sums}
+    chosen = [v for n in graph.graph for v in n.outputs if v in wanted]
     inner = [v for v in chosen if not v.is_graph_output()]
     found = [_place(value, model) for value in _matching(inner, only)]
     if not found:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from dlas.compress.calibration import open_session
+from dlas.compress.calibration import calibration_rows, open_session
 from dlas.compress.quantize._activations.network import Place, places
 from dlas.core.errors import DataError, UnsupportedError
 from dlas.data.dataset import Dataset
@@ -38,29 +38,20 @@ class Calibration:
         """``rows`` training rows at even distances, in batches of ``batch``.
 
         Raises:
-            DataError: There are none.
+            DataError: There are none, fewer than the network takes at a time, or they do not fit its input.
             UnsupportedError: The network has several inputs.
         """
-        if data is None:
-            raise DataError(
-                f"{model.name}: calibration needs training rows and none were given",
-                "pass a data set (`--data D`)",
-            )
-        if len(model.inputs) != 1:
-            names = ", ".join(s.name for s in model.inputs)
-            raise UnsupportedError(
-                f"calibration feeds one input, {model.name} has {len(model.inputs)}: {names}",
-                "make the other inputs constants of the network",
-            )
-        count = min(rows, len(data))
+        chosen = calibration_rows(model, data, rows)
+        count = len(chosen)
         shape = model.inputs[0].shape
         fixed = shape[0] if shape and isinstance(shape[0], int) else 0
         if fixed > count:
             raise DataError(
                 f"{model.name} takes {fixed} rows at a time, calibration got {count}", "give more rows"
             )
-        count -= count % fixed if fixed else 0
-        return cls(model, data.take(np.arange(count) * len(data) // count), fixed or batch)
+        if fixed:
+            chosen = calibration_rows(model, data, count - count % fixed)
+        return cls(model, chosen, fixed or batch)
 
     @property
     def count(self) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import fnmatch
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import onnx_ir as ir
@@ -19,6 +19,7 @@ from dlas.kernels.formats.grid import Alpha, Grid
 from dlas.kernels.formats.grids import uniform
 
 EIGHT_BITS = uniform(8)
+FLOAT_END = "ends=float"
 
 
 class Choices(Protocol):
@@ -142,6 +143,16 @@ class Layer:
         self.per_channel = True
 
 
+class Left(NamedTuple):
+    """A layer that stays float."""
+
+    name: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.name} stays float: {self.reason}"
+
+
 def editable(model: Model) -> ir.Model:
     """A copy of the float graph, tidied, its batch normalisation left apart.
 
@@ -157,8 +168,8 @@ def editable(model: Model) -> ir.Model:
     return graph
 
 
-def layers_of(model: Model, graph: ir.Model, grid: Grid, options: Choices) -> tuple[list[Layer], list[str]]:
-    """The layers in graph order, and a line for each that stays float.
+def layers_of(model: Model, graph: ir.Model, grid: Grid, options: Choices) -> tuple[list[Layer], list[Left]]:
+    """The layers in graph order, and those that stay float.
 
     Raises:
         UnsupportedError: No layer is left for the levels.
@@ -168,12 +179,12 @@ def layers_of(model: Model, graph: ir.Model, grid: Grid, options: Choices) -> tu
     nodes = [n for n in graph.graph if n.op_type in RULES and RULES[n.op_type].kind == "weighted"]
     kept = _kept(nodes, options.keep_float)
     found: dict[ir.Value, Layer] = {}
-    left: list[str] = []
+    left: list[Left] = []
     for node in nodes:
         value, weight = input_at(node, 1), constant(input_at(node, 1))
         reason = _reason(node, value, weight, node in kept)
         if reason or value is None or weight is None:
-            left.append(f"{_name(node)} stays float: {reason}")
+            left.append(Left(_name(node), reason))
             continue
         if value in found:
             found[value].uses.append(node)
@@ -186,11 +197,11 @@ def layers_of(model: Model, graph: ir.Model, grid: Grid, options: Choices) -> tu
     layers = list(found.values())
     for end in _ends(layers) if options.ends != "same" else []:
         if options.ends == "float":
-            left.append(f"{end.name} stays float: ends=float")
+            left.append(Left(end.name, FLOAT_END))
             layers.remove(end)
         end.grid, end.exact = EIGHT_BITS, True
     if not any(layer.grid is not EIGHT_BITS for layer in layers):
-        reasons = "; ".join(left[:5]) or f"{len(layers)} keep 8 bits"
+        reasons = "; ".join(map(str, left[:5])) or f"{len(layers)} keep 8 bits"
         raise UnsupportedError(
             f"{model.name} has no layer to put on the levels of {grid.name} ({reasons})",
             "ends=same also takes the first convolution and the last layer",

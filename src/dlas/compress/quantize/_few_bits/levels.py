@@ -6,6 +6,7 @@ as int8 behind a DequantizeLinear, which every runtime, the TFLite writer and th
 
 from __future__ import annotations
 
+import glob
 from abc import abstractmethod
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -17,7 +18,7 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 from dlas.compress.method import Change, Method, Plan, Progress
 from dlas.compress.qdq import Grid as QdqGrid
 from dlas.compress.qdq import QdqWriter
-from dlas.compress.quantize._few_bits.layers import EIGHT_BITS, Layer, editable, layers_of
+from dlas.compress.quantize._few_bits.layers import EIGHT_BITS, FLOAT_END, Layer, editable, layers_of
 from dlas.core.errors import DataError
 from dlas.core.figure import Figure, Source
 from dlas.core.options import option, options_dict
@@ -85,7 +86,7 @@ class LevelMethod(Method):
         """The levels of the inner layers."""
 
     def fake(self, layer: Layer) -> nn.Module:
-        """What stands in for the rounding of one layer's weights while they are trained; see ``_fake.py``."""
+        """What stands in for the rounding of one layer's weights while they are trained; see ``fake.py``."""
         from dlas.compress.quantize._few_bits.fake import StraightThrough
 
         return StraightThrough(layer.magnitudes(), layer.grid.boundaries, layer.axis)
@@ -118,7 +119,7 @@ class LevelMethod(Method):
                 8 * packed / size, "bits", Source.ESTIMATED, note="packed, with scales"
             ),
         }
-        return Plan(self.spelled(), changes, expected, tuple(left))
+        return Plan(self.spelled(), changes, expected, tuple(map(str, left)))
 
     def apply(self, model: Model, data: Dataset | None = None, progress: Progress | None = None) -> Model:
         """The network with its weights on the levels; see :meth:`Method.apply`.
@@ -153,13 +154,15 @@ class LevelMethod(Method):
             self.name,
             {**options_dict(self.options), "data": data.hash if data is not None and self.wants_data else ""},
             step_versions("numpy", "onnx-ir", *(["torch"] if self.wants_data else [])),
-            (_size_note(layers), *notes, *left),
+            (_size_note(layers), *notes, *map(str, left)),
         )
         done = model.with_step(graph, step)
         if self.options.activations == "int8":
             from dlas.compress.quantize.int8 import Int8
 
-            member: Any = Int8(rows=self.options.rows, keep_float=self.options.keep_float)
+            ends = [glob.escape(name) for name, reason in left if reason == FLOAT_END]
+            floats = "|".join(filter(None, [self.options.keep_float, *ends]))
+            member: Any = Int8(rows=self.options.rows, keep_float=floats)
             exact = any(layer.exact for layer in layers if layer.grid is not EIGHT_BITS)
             done = member.on_levels(done, data, None, self.grid if exact else None)
         tell(1.0, "quantised")

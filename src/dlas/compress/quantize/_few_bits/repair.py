@@ -20,7 +20,7 @@ import onnx_ir as ir
 from dlas.compress.calibration import calibration_batches
 from dlas.compress.qdq import QdqWriter
 from dlas.compress.quantize._few_bits.layers import Layer
-from dlas.compress.quantize._int8.scheme import constant, input_at
+from dlas.compress.quantize._int8.scheme import RULES, constant, input_at
 from dlas.core.errors import DataError
 from dlas.data.dataset import Dataset
 from dlas.graph.model import Model
@@ -70,14 +70,11 @@ def repair(
     from dlas.graph.torch_module import to_torch
 
     batches, count = calibration_batches(model, data, rows)
-    targets = [layer for layer in layers if layer.node.op_type in _REPAIRED and len(layer.uses) == 1]
+    targets = [layer for layer in layers if _repairable(layer)]
     module = to_torch(Model(graph.clone(), model.name, preprocessing=model.preprocessing))
     everything = np.concatenate(list(batches()))
-    notes = (
-        [f"{how} repaired on {count} rows"]
-        if data is None
-        else [f"{how} repaired on {count} rows of {data.name}"]
-    )
+    assert data is not None  # else there were no batches
+    notes = [f"{how} repaired on {count} rows of {data.name}"]
     fits = max(1, _BYTES // _bytes_per_row(module, targets, everything[:1]))
     if fits < count:
         everything = everything[np.arange(fits) * count // fits]
@@ -97,6 +94,12 @@ def repair(
     if skipped:
         notes.append(f"not repaired: {_listed(skipped)}")
     return notes
+
+
+def _repairable(layer: Layer) -> bool:
+    """Whether the layer could take up a correction: it is used once, and adds nothing but a constant per channel."""
+    op = layer.node.op_type
+    return op in _REPAIRED and len(layer.uses) == 1 and not RULES[op].refuse(layer.node)
 
 
 def _bytes_per_row(module: Any, targets: Sequence[Layer], row: np.ndarray) -> int:

@@ -278,7 +278,7 @@ def choose(graph: ir.Graph, keep_float: str = "", outputs: Collection[str] = ())
 
 
 def _reason(node: ir.Node, patterns: list[str]) -> str:
-    if any(fnmatch.fnmatchcase(node.name or "", p) for p in patterns):
+    if any(fnmatch.fnmatchcase(node.name or node.outputs[0].name or "", p) for p in patterns):
         return "kept float as asked"
     rule = RULES.get(node.op_type) if node.domain in ("", "ai.onnx") else None
     if rule is None:

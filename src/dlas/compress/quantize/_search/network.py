@@ -10,12 +10,12 @@ import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from dlas.compress.qdq import Grid
-from dlas.compress.quantize._few_bits.method import PACKED_IR, PACKED_OPSET, FewBits, can_pack
 from dlas.compress.quantize._int8.bias import CORRECTED, add_to_bias, mean_errors
 from dlas.compress.quantize._int8.guard import guard_float_layers
 from dlas.compress.quantize._int8.quantise import corrected, grids_of, measure_ranges, prepare, require_layers
 from dlas.compress.quantize._int8.rewrite import weighted
 from dlas.compress.quantize._int8.scheme import Scheme, choose, constant, input_at, weight_axis
+from dlas.compress.quantize._search.graph import PACKED_IR, PACKED_OPSET, FewBits, can_pack
 from dlas.compress.quantize._search.rows import products_on_rows
 from dlas.compress.quantize._search.uniform import UniformGrid, omse_grid
 from dlas.compress.quantize._search.units import Unit, units

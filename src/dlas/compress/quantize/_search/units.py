@@ -34,6 +34,8 @@ class Unit:
 def units(graph: ir.Graph, layers: Sequence[ir.Node], kind: str) -> list[Unit]:
     """The search units of a network, in graph order; a layer is in one of them at most.
 
+    Layers that the first output, by which the search judges, does not depend on are in none.
+
     Args:
         graph: The network, nodes in topological order.
         layers: Nodes with weights to quantise, in graph order.
@@ -43,8 +45,10 @@ def units(graph: ir.Graph, layers: Sequence[ir.Node], kind: str) -> list[Unit]:
     Raises:
         UnsupportedError: There is no unit of that kind.
     """
-    every = [Unit("layer", (i,)) for i in range(len(layers))]
+    judged = _leading_to(graph.outputs[0])
+    every = [Unit("layer", (i,)) for i, layer in enumerate(layers) if layer in judged]
     blocks = [] if kind == "layer" else _blocks(graph, layers)
+    blocks = [b for b in blocks if judged.issuperset(layers[i] for i in b.layers)]
     attention = [block for block in blocks if block.kind == "attention"]
     found = {
         "attention": attention,
@@ -52,6 +56,11 @@ def units(graph: ir.Graph, layers: Sequence[ir.Node], kind: str) -> list[Unit]:
         "layer": every,
         "auto": attention or blocks or every,
     }[kind]
+    if not found and not every:
+        raise UnsupportedError(
+            "no layer whose weights become integer leads to the network's first output",
+            "make the output that matters the first one",
+        )
     if not found:
         raise UnsupportedError(
             f"unit={kind} finds no {'attention' if kind == 'attention' else 'residual'} block in this network",
@@ -96,6 +105,17 @@ def _blocks(graph: ir.Graph, layers: Sequence[ir.Node]) -> list[Unit]:
         for region, members in found.items()
     ]
     return sorted(made, key=lambda unit: unit.layers)
+
+
+def _leading_to(value: ir.Value) -> set[ir.Node]:
+    found: set[ir.Node] = set()
+    waiting = [value]
+    while waiting:
+        node = waiting.pop().producer()
+        if node is not None and node not in found:
+            found.add(node)
+            waiting.extend(v for v in node.inputs if v is not None)
+    return found
 
 
 def _weighs(node: ir.Node) -> bool:

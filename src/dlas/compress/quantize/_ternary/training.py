@@ -193,10 +193,8 @@ class Training:
             return None
         graph = self.model.ir.graph
         last = graph.outputs[0].producer()
-        softmax = last is not None and last.op_type == "Softmax" and last.inputs[0] is not None
-        scores = (
-            str(last.inputs[0].name) if softmax and last is not None and last.inputs[0] is not None else ""
-        )
+        before = last.inputs[0] if last is not None and last.op_type == "Softmax" else None
+        scores = "" if before is None else str(before.name)
         inputs = {str(v.name) for v in graph.inputs}
         hidden = dict.fromkeys(x.given for x in self.layers if x.given not in inputs)
         layers = tuple(hidden) if o.jacobian_layers else ()

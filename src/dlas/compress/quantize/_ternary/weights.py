@@ -57,40 +57,43 @@ def straight_through(w: Tensor, rounded: Tensor) -> Tensor:
     return rounded + (w - w.detach())
 
 
-class Ternary(nn.Module):
+class _Weight(nn.Module):
+    """A weight as a scale per slice of ``axis`` times codes, but for the float phase."""
+
+    def __init__(self, axis: int, phase: Phase) -> None:
+        super().__init__()
+        self.axis, self.phase = axis, phase
+
+    def forward(self, w: Tensor) -> Tensor:
+        """The weight that is used."""
+        if self.phase.mode == "float":
+            return w
+        with torch.no_grad():
+            scale, codes = self._found(w)
+        return straight_through(w, scale * codes)
+
+    def _found(self, w: Tensor) -> tuple[Tensor, Tensor]:
+        """Scale, in a shape that multiplies ``w``, and codes."""
+        raise NotImplementedError
+
+
+class Ternary(_Weight):
     """A weight as scale times -1, 0 or 1, per slice of ``axis``."""
 
-    def __init__(self, axis: int, phase: Phase) -> None:
-        super().__init__()
-        self.axis, self.phase = axis, phase
-
-    def forward(self, w: Tensor) -> Tensor:
-        """The weight that is used."""
-        if self.phase.mode == "float":
-            return w
-        with torch.no_grad():
-            scale, codes = least_squares(w, self.axis)
-            if self.phase.mode == "stochastic" and self.training:
-                codes = drawn(w, scale, self.axis)
-        return straight_through(w, scale * codes)
+    def _found(self, w: Tensor) -> tuple[Tensor, Tensor]:
+        scale, codes = least_squares(w, self.axis)
+        if self.phase.mode == "stochastic" and self.training:
+            codes = drawn(w, scale, self.axis)
+        return scale, codes
 
 
-class Rounded(nn.Module):
+class Rounded(_Weight):
     """A weight in 8 bits: ``scale = max |w| / 127`` per slice of ``axis``, halves away from zero."""
 
-    def __init__(self, axis: int, phase: Phase) -> None:
-        super().__init__()
-        self.axis, self.phase = axis, phase
-
-    def forward(self, w: Tensor) -> Tensor:
-        """The weight that is used."""
-        if self.phase.mode == "float":
-            return w
-        with torch.no_grad():
-            others = [a for a in range(w.dim()) if a != self.axis]
-            scale = (w.abs().amax(others, keepdim=True) / 127).clamp_min(_TINY)
-            codes = w.sign() * torch.floor(w.abs() / scale + 0.5).clamp_max(127)
-        return straight_through(w, scale * codes)
+    def _found(self, w: Tensor) -> tuple[Tensor, Tensor]:
+        others = [a for a in range(w.dim()) if a != self.axis]
+        scale = (w.abs().amax(others, keepdim=True) / 127).clamp_min(_TINY)
+        return scale, w.sign() * torch.floor(w.abs() / scale + 0.5).clamp_max(127)
 
 
 class RoundedActivation(nn.Module):
