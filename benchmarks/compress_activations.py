@@ -117,7 +117,7 @@ class Bench:
         self.parts = [test.take(first[: rows or None]), test.take(rest[: others or None])]
         self.inputs = [prepare(part, self.model) for part in self.parts]
         self.train = sample(load_dataset("cifar10-train.parquet"), calibration)
-        self.calibration = self.greedy_rows = calibration
+        self.calibration = calibration
         self.scores: dict[str, dict[str, np.ndarray]] = {}
         self.seconds: dict[str, float] = {}
 
@@ -161,7 +161,7 @@ class Bench:
             return None if options.fraction else {}
         if options.importance == "greedy":
             member = type(member)(
-                importance="greedy", range="dynamic-batch", signed="yes", rows=self.greedy_rows
+                importance="greedy", range="dynamic-batch", signed="yes", rows=self.calibration
             )
         grid = (
             options.bits,

@@ -75,15 +75,21 @@ def rows_of(case: str, seed: int, train_rows: int, test_rows: int) -> tuple[Any,
 def networks(case: Case, train: Any, seed: int, given: Any) -> dict[str, tuple[Any, int]]:
     """Each network with its bytes."""
     import dlas
-    from dlas.compress.from_scratch import from_scratch
-    from dlas.compress.training import Schedule
+    from dlas.compress.training import fine_tune
 
-    schedule = Schedule(
-        given.epochs, case.lr, given.batch, seed, augment=case.augment, clip_norm=5.0, threads=given.threads
-    )
     made: dict[str, tuple[Any, int]] = {}
     start = time.monotonic()
-    network = from_scratch(case.float_network, train, schedule)
+    network = fine_tune(
+        untrained(case.float_network, seed),
+        train,
+        epochs=given.epochs,
+        lr=case.lr,
+        batch_size=given.batch,
+        seed=seed,
+        augment=case.augment,
+        clip_norm=5.0,
+        threads=given.threads,
+    )
     size = sum(a.nbytes for n, a in network.initializers.items() if "running" not in n)
     made["float"] = (network, size)
     progress(f"{case.name}, seed {seed}: float, {time.monotonic() - start:.0f} s")

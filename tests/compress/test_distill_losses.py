@@ -8,11 +8,10 @@ from dlas.compress.distill._losses import (
     Distillation,
     attention_map,
     attention_transfer,
-    divergence,
     stage_ends,
     stage_pairs,
 )
-from dlas.compress.training import cross_entropy
+from dlas.compress.losses import cross_entropy, divergence
 from dlas.core.errors import DataError, OptionError, UnsupportedError
 from dlas.graph.model import Model
 from dlas.graph.passes import tidy
@@ -91,6 +90,14 @@ def test_the_gradient_of_the_divergence_is_t_times_the_difference_of_probabiliti
         assert value.item() == pytest.approx(by_definition.item(), rel=1e-5)
         torch.testing.assert_close(s.grad, again.grad, rtol=1e-4, atol=1e-6)
     assert float(divergence(t, t, 4.0)) == pytest.approx(0, abs=1e-7)
+
+
+def test_the_divergence_of_probabilities_is_that_of_their_logits() -> None:
+    s, t = maps(0, 8, 10), maps(1, 8, 10)
+    want = divergence(s, t, 4.0)
+    assert want > 0.1
+    torch.testing.assert_close(divergence(torch.softmax(s, 1), torch.softmax(t, 1), 4.0), want)
+    torch.testing.assert_close(divergence(torch.softmax(s, 1), t, 4.0), want)
 
 
 @pytest.mark.parametrize(("alpha", "beta"), [(0.0, 0.0), (0.9, 0.0), (0.0, 1000.0), (0.3, 50.0)])

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from dlas.compress.method import compress_model, methods
-from dlas.compress.quantize._activations import importance as _importance
+from dlas.compress.quantize._activations import importance
 from dlas.compress.quantize._activations.network import places
 from dlas.core.errors import DataError, DlasError, OptionError, UnknownNameError, UnsupportedError
 from dlas.data.dataset import Dataset
@@ -185,8 +185,8 @@ def test_greedy_is_the_accuracy_with_one_channel_exact() -> None:
     graph, found = member._found(model)
     base = member._base(graph, found, member._rows(model, data))
     coarse = {p: dataclasses.replace(v, bits=2) for p, v in base.items()}
-    sample = _importance.Sample(lambda: iter([np.asarray(data.samples)]), data.labels, 32)
-    scores = _importance.greedy(graph, model.inputs[0].name, coarse, sample)
+    sample = importance.Sample(lambda: iter([np.asarray(data.samples)]), data.labels, 32)
+    scores = importance.greedy(graph, model.inputs[0].name, coarse, sample)
     place, layout = next(iter(coarse.items()))
     module = to_torch(dataclasses.replace(model, ir=graph))
     for channel in range(place.channels):
@@ -207,9 +207,9 @@ def test_greedy_is_the_accuracy_with_one_channel_exact() -> None:
 
 def test_ranking_takes_the_best_share() -> None:
     scores = np.array([0.1, 5.0, 3.0, 0.2, 4.0])
-    assert _importance.top(scores, 0.4, 2).tolist() == [0, 2, 0, 0, 2]
-    assert _importance.top(scores, 0.0, 2).tolist() == [0] * 5
-    given = _importance.allocate({"a": scores, "b": scores * 100}, {"a": 4, "b": 1}, 3, 0.5)
+    assert importance.top(scores, 0.4, 2).tolist() == [0, 2, 0, 0, 2]
+    assert importance.top(scores, 0.0, 2).tolist() == [0] * 5
+    given = importance.allocate({"a": scores, "b": scores * 100}, {"a": 4, "b": 1}, 3, 0.5)
     assert given["b"].sum() > given["a"].sum()
     assert 4 * given["a"].sum() + given["b"].sum() <= 0.5 * 25
     assert given["b"][1] == 3
@@ -238,6 +238,11 @@ def test_bad_input_is_named() -> None:
         compress_model(signed_blocks(), "dqa:signed=no", data)
     with pytest.raises(DataError, match="label is 99"):
         compress_model(model, "dqa", dataclasses.replace(data, labels=np.full(48, 99)))
+    with pytest.raises(DataError, match="label is -1"):
+        compress_model(model, "dqa:importance=greedy", dataclasses.replace(data, labels=np.full(48, -1)))
+    for choice in ("dqa", "noisyquant"):
+        with pytest.raises(DataError, match="expected numbers"):
+            compress_model(model, choice, Dataset("words", np.full((8, 3, 12, 12), "a")))
     with pytest.raises(DataError, match="training rows"):
         compress_model(model, "dqa")
     with pytest.raises(DataError, match="loss over the calibration rows is nan"):
@@ -270,6 +275,8 @@ def test_rows_without_labels_are_judged_by_the_network_itself() -> None:
     assert "own answers" in " ".join(own.history[-1].notes)
     x = models.images(4)
     np.testing.assert_array_equal(run(own, x), run(compress_model(model, "dqa", data), x))
+    plain = compress_model(model, "dqa:fraction=0", dataclasses.replace(data, labels=None))
+    assert "own answers" not in " ".join(plain.history[-1].notes)  # nothing was ranked
 
 
 def test_noise_helps_or_is_left_out() -> None:

@@ -13,7 +13,7 @@ from prune_nets import blocks, rows
 from dlas.compress.checkpoint import checkpoints_in
 from dlas.compress.method import methods
 from dlas.compress.training import DivergedError
-from dlas.core.errors import DataError, UnknownNameError, UnsupportedError
+from dlas.core.errors import DataError, OptionError, UnknownNameError, UnsupportedError
 from dlas.graph import channels
 from dlas.graph.model import Model
 from dlas.graph.reference import predict
@@ -135,6 +135,9 @@ def test_divergence_and_rows_that_will_not_do() -> None:
     with pytest.raises(DivergedError, match="channels") as caught:
         fisher(lr=1e30)
     assert np.isfinite(predict(caught.value.last_good, models.images(2))).all()
+    for rates in ({"lr": 0.0}, {"finetune_lr": 0.0, "finetune_epochs": 1}):
+        with pytest.raises(OptionError, match="lr"):
+            methods.get("fisher")(**rates)
     with pytest.raises(DataError, match="batch of 4096"):
         fisher(batch_size=4096)
     with pytest.raises(UnknownNameError, match=r"b0\.conv1"):

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from dlas.compress._fisher import FisherMeter, fisher_scores
-from dlas.compress.training import cross_entropy
+from dlas.compress.losses import cross_entropy
 from dlas.core.errors import DataError, DlasError, UnsupportedError
 from dlas.data.dataset import Dataset
 from dlas.graph import channels

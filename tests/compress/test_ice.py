@@ -319,6 +319,14 @@ def test_a_loss_that_diverges_leaves_the_last_good_network(tmp_path: Path) -> No
     assert caught.value.last_good.hash == found.hash
 
 
+def test_where_the_last_good_network_cannot_be_kept_the_loss_is_still_what_is_told(tmp_path: Path) -> None:
+    blocked = tmp_path / "file"
+    blocked.write_text("no folder")
+    with checkpoints_in(blocked), pytest.raises(DivergedError, match="step 1 of") as caught:
+        ice(lr=1e30, adapt_lr=False, decide=False)
+    assert "could not be kept" in str(caught.value.hint)
+
+
 def test_the_report_holds_every_step_and_fits_json() -> None:
     told: list[str] = []
     made = ice(threshold=0, progress=lambda _, text: told.append(text))

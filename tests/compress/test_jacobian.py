@@ -42,6 +42,15 @@ def test_the_batch_is_averaged():
     assert float(estimate.detach()) == pytest.approx(exact(net, x), rel=0.05)
 
 
+def test_what_the_scores_do_not_depend_on_has_no_slope():
+    net = network()
+    x = torch.randn(4, 6, dtype=torch.float64, requires_grad=True)
+    apart = torch.tanh(x)  # of another output
+    slope, none = squared_norms(net(x), [x, apart])
+    assert float(slope.detach()) > 0
+    assert float(none.detach()) == 0
+
+
 def test_the_loss_is_cross_entropy_plus_half_the_weighted_norms():
     torch.manual_seed(1)
     net = network()

@@ -192,6 +192,41 @@ def test_which_layers_keep_more_bits() -> None:
     assert any(f"{depthwise} stays float: as asked" in n for n in kept.history[-1].notes)
 
 
+def test_ends_stay_float_where_activations_become_int8() -> None:
+    small = compress_model(models.residual(), "int4:ends=float,activations=int8,rows=16", rows(16))
+    kept = [n.removesuffix(" stays float: ends=float") for n in small.history[0].notes if "ends=float" in n]
+    weighted = [str(n.name) for n in small.ir.graph if n.op_type in ("Conv", "Gemm")]
+    assert kept == [weighted[0], weighted[-1]]
+    assert list(stored(small)) == weighted[1:-1]
+
+
+def test_repair_leaves_a_computed_bias_alone() -> None:
+    """A Gemm that adds what another node computes, and one that halves its bias, cannot take up a correction."""
+    rng = np.random.default_rng(0)
+    arrays = {
+        "k": np.full(4, 3),
+        **{n: rng.standard_normal((4, 4)) for n in "vuw"},
+        "b": rng.standard_normal(4),
+    }
+    nodes = [
+        helper.make_node("Mul", ["x", "k"], ["c"], name="times"),
+        helper.make_node("Gemm", ["x", "v", "c"], ["h"], name="adds"),
+        helper.make_node("Tanh", ["h"], ["r"], name="tanh"),
+        helper.make_node("Gemm", ["r", "u", "b"], ["s"], name="halves", beta=0.5),
+        helper.make_node("Gemm", ["s", "w"], ["y"], name="plain"),
+    ]
+    ends = [helper.make_tensor_value_info(n, TensorProto.FLOAT, ["N", 4]) for n in "xy"]
+    stored_arrays = [numpy_helper.from_array(a.astype(np.float32), n) for n, a in arrays.items()]
+    graph = helper.make_graph(nodes, "g", ends[:1], ends[1:], stored_arrays)
+    proto = helper.make_model(graph, ir_version=10, opset_imports=[helper.make_opsetid("", 18)])
+    model = Model.from_proto(onnx.shape_inference.infer_shapes(proto), "adding")
+    x = rng.standard_normal((40, 4)).astype(np.float32)
+    small = compress_model(model, "int4:ends=same", Dataset("x", x, None))
+    assert "not repaired: adds, halves" in small.history[-1].notes
+    exact = answers(model, x)
+    assert np.square(answers(small, x) - exact).mean() < 0.05 * exact.var()
+
+
 @pytest.mark.parametrize("bits", [3, 5])
 def test_apot_of_other_bits(bits: int) -> None:
     small = compress_model(models.residual(), f"apot:repair=none,bits={bits}")

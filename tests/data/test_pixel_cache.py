@@ -134,6 +134,30 @@ def test_a_cache_that_cannot_be_written_is_no_failure(
     assert "not kept" in caplog.text
 
 
+def test_a_user_without_a_home_is_no_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pixel_cache, "WORTH_S", 0.0)
+    for name in ("DLAS_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+
+    def homeless() -> Path:
+        raise RuntimeError("could not determine home directory")
+
+    monkeypatch.setattr(Path, "home", homeless)
+    assert len(prepare(pictures(), STEPS)) == 300
+
+
+@pytest.mark.parametrize("what", ["code_hash", "_decoder"])
+def test_pixels_of_other_code_are_not_taken(
+    what: str, decodings: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pixel_cache, "WORTH_S", 0.0)
+    prepare(pictures(), STEPS)
+    pixel_cache.forget()
+    monkeypatch.setattr(pixel_cache, what, lambda: "another")
+    prepare(pictures(), STEPS)
+    assert len(decodings) == 600
+
+
 def test_a_broken_picture_is_named_and_nothing_is_kept(decodings: list[int]) -> None:
     good = pictures()
     broken = replace(good, samples=[*good.samples[:250], b"no picture", *good.samples[251:]])

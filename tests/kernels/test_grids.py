@@ -242,3 +242,5 @@ def test_grids_refuse() -> None:
         shift_products(np.int8([1]), np.uint8([1]), uniform(4))
     with pytest.raises(ShapeError, match="expected int8"):
         conv2d_shift_add(np.zeros((1, 2, 4, 4), np.int8), np.zeros((3, 1, 3, 3), np.uint8), grid)
+    with pytest.raises(ShapeError, match="3 x 3 on 2 x 4"):
+        conv2d_shift_add(np.zeros((1, 1, 2, 4), np.int8), np.zeros((3, 1, 3, 3), np.uint8), grid)

@@ -5,7 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from dlas.compress.method import compress_model
+from dlas.compress.qdq import QdqWriter
 from dlas.core.errors import OptionError, UnsupportedError
+from dlas.graph.model import Model
 from dlas.kernels.formats.grid import Grid
 from dlas.kernels.formats.grids import by_name
 from dlas.kernels.formats.recovery import METHODS, fit, recover, tops
@@ -71,6 +74,21 @@ def test_tops_of_float_weights(method: str) -> None:
     assert tops(weight + np.float32(0.01), 0, grid) == 127.0
     assert tops(np.zeros((2, 3), np.float32), 0, grid) == 127.0
     assert tops(levels.astype(np.float32) / 3, None, grid) == grid.top
+
+
+def test_codes_count_from_their_zero_point() -> None:
+    model = compress_model(models.residual(), "apot:repair=none,ends=same")
+    graph = model.editable()
+    writer = QdqWriter(graph.graph)
+    for node in [n for n in graph.graph if n.op_type == "DequantizeLinear"]:
+        codes, scale = (node.inputs[i].const_value.numpy() for i in (0, 1))  # type: ignore[union-attr]
+        node.replace_input_with(0, writer.constant(codes + np.int8(5), "moved"))
+        node.replace_input_with(2, writer.constant(np.full(scale.shape, 5, np.int8), "five"))
+    plain, moved = recover(model), recover(Model(graph, "moved"))
+    assert len(plain.layers) == 4
+    for a, b in zip(plain.layers, moved.layers, strict=True):
+        assert np.array_equal(a.integers, b.integers)
+        assert np.array_equal(a.scale, b.scale)
 
 
 def test_networks_that_are_not_on_levels_are_refused() -> None:

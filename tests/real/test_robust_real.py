@@ -7,9 +7,10 @@ import pytest
 import torch
 
 import dlas
-from dlas.compress.from_scratch import accuracy, from_scratch
-from dlas.compress.training import Schedule
+from dlas import api
+from dlas.compress.training import fine_tune
 from dlas.data.find import load_dataset
+from dlas.data.metrics import top1
 from dlas.data.preprocess import prepare
 from dlas.data.splits import select
 from dlas.graph.reference import predict
@@ -118,10 +119,10 @@ def test_resnet8_computes_what_the_published_file_does(data_folder):
 def test_ds_cnn_learns_digits_and_stays_right_in_two_bits(spoken):
     """Speakers unknown to training; then ternary, at a fraction of the bytes."""
     train, test = select(spoken, "speaker!=theo"), select(spoken, "speaker=theo")
-    schedule = Schedule(8, lr=0.1, batch_size=64, clip_norm=5.0, threads=1)
-    model = from_scratch("ds-cnn:classes=10", train, schedule, judged=test)
+    start = api.untrained("ds-cnn:classes=10")
+    model = fine_tune(start, train, epochs=8, lr=0.1, batch_size=64, clip_norm=5.0, augment="none", threads=1)
     small = dlas.compress(model, "ternary-stq", data=train, epochs=8, batch_size=64, threads=1)
-    right = accuracy(model, test), accuracy(small, test)
+    right = [top1(predict(m, prepare(test, m)), test.labels).value for m in (model, small)]
     assert right[0] > 0.6
     assert right[1] > right[0] - 0.1
     packed = int(small.history[-1].notes[0].split()[0])

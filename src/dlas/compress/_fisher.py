@@ -143,7 +143,7 @@ def fisher_scores(
     """
     import torch
 
-    from dlas.compress.training import cross_entropy
+    from dlas.compress.losses import cross_entropy
     from dlas.data.preprocess import prepare
     from dlas.graph.torch_module import to_torch
 

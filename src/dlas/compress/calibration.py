@@ -143,11 +143,8 @@ def mse_range(histogram: Histogram, levels: int = 256, steps: int = 90) -> Range
     return best
 
 
-def calibration_batches(model: Model, data: Dataset | None, rows: int) -> tuple[Batches, int]:
-    """A restartable stream of calibration rows in the network's input form, and how many there are.
-
-    Rows are taken at even distances over the whole data set, so that a set sorted by class is still seen whole. Images
-    are decoded again on every pass: memory stays that of one batch.
+def calibration_rows(model: Model, data: Dataset | None, rows: int) -> Dataset:
+    """Rows at even distances over the whole data set, so that a set sorted by class is still seen whole.
 
     Args:
         model: Network with exactly one input.
@@ -174,7 +171,16 @@ def calibration_batches(model: Model, data: Dataset | None, rows: int) -> tuple[
     count = min(rows, len(data))
     chosen = data.take(np.arange(count) * len(data) // count)
     prepare(chosen.head(1), model)  # a wrong shape is told before any work
-    return lambda: iterate(chosen, model, _MAX_BATCH), count
+    return chosen
+
+
+def calibration_batches(model: Model, data: Dataset | None, rows: int) -> tuple[Batches, int]:
+    """A restartable stream of :func:`calibration_rows` in the network's input form, and how many there are.
+
+    Images are decoded again on every pass: memory stays that of one batch. Raises as :func:`calibration_rows`.
+    """
+    chosen = calibration_rows(model, data, rows)
+    return lambda: iterate(chosen, model, _MAX_BATCH), len(chosen)
 
 
 class _Runner:

@@ -21,10 +21,13 @@ def squared_norms(scores: Tensor, inputs: Sequence[Tensor]) -> list[Tensor]:
 
     Args:
         scores: ``(N, C)``, computed from ``inputs`` with a graph that can be differentiated twice.
-        inputs: Tensors with the batch first; a row of scores depends on that row only.
+        inputs: Tensors with the batch first; a row of scores depends on that row only. One that the scores do not
+            depend on, as in front of another output, has a norm of 0.
     """
     directions = F.normalize(torch.randn_like(scores), dim=1)
-    slopes = torch.autograd.grad((directions * scores).sum(), list(inputs), create_graph=True)
+    slopes = torch.autograd.grad(
+        (directions * scores).sum(), list(inputs), create_graph=True, materialize_grads=True
+    )
     return [scores.shape[1] * slope.flatten(1).square().sum(1).mean() for slope in slopes]
 
 

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dlas.compress.checkpoint import Checkpoint, next_checkpoint
+from dlas.compress.losses import cross_entropy
 from dlas.core.environment import cpu_flags
 from dlas.core.errors import DataError, DlasError, OptionError
 from dlas.core.provenance import made_with
@@ -422,26 +423,6 @@ def _by_tensor(module: Any, masks: Mapping[str, np.ndarray] | None) -> dict[torc
             )
         found[weights[name]] = mask
     return found
-
-
-def cross_entropy(outputs: torch.Tensor, labels: torch.Tensor, _: torch.Tensor | None = None) -> torch.Tensor:
-    """Mean cross-entropy of logits ``(N, classes)``; of probabilities where the network ends in a softmax.
-
-    Raises:
-        DataError: A label ``(N,) int64`` is beyond the network's classes.
-    """
-    from torch.nn import functional as F  # noqa: N812
-
-    outputs = outputs.flatten(1).float()
-    if int(labels.max()) >= outputs.shape[1] or int(labels.min()) < 0:
-        raise DataError(
-            f"a label is {int(labels.max())}, the network has {outputs.shape[1]} outputs",
-            "the data set does not belong to this network",
-        )
-    rows = outputs.detach()
-    if bool((rows >= 0).all()) and bool(((rows.sum(1) - 1).abs() < 1e-3).all()):
-        return F.nll_loss(outputs.clamp_min(1e-12).log(), labels)
-    return F.cross_entropy(outputs, labels)
 
 
 def _factor(step: int, steps: int) -> float:

@@ -16,7 +16,8 @@ from pathlib import Path
 import numpy as np
 
 from dlas.core.cache import Cache, key_of
-from dlas.core.errors import StorageError
+from dlas.core.errors import DlasError
+from dlas.core.provenance import code_hash
 from dlas.data.dataset import Dataset
 from dlas.graph.preprocessing import Preprocessing
 
@@ -46,7 +47,7 @@ def decoded(dataset: Dataset, steps: Preprocessing, decode: Callable[[], np.ndar
     if len(dataset) < LEAST_ROWS:
         return decode()
     shape = [steps.height, steps.width, steps.resize, steps.squash, steps.colour]
-    key = key_of("pixels", dataset.hash, shape, _decoder())
+    key = key_of("pixels", dataset.hash, shape, code_hash(), _decoder())
     with _lock:
         if key in _kept:
             _kept.move_to_end(key)
@@ -84,7 +85,7 @@ def _stored(key: str) -> np.ndarray | None:
         if not cache.has(key):
             return None
         return np.load(cache.root / key[:2] / key / _FILE, allow_pickle=False)
-    except (StorageError, OSError, ValueError) as error:  # it is only a cache
+    except (DlasError, OSError, ValueError) as error:  # it is only a cache
         log.warning("decoded images could not be read from the cache: %s", error)
         return None
 
@@ -95,13 +96,14 @@ def _store(key: str, pixels: np.ndarray) -> None:
 
     try:
         Cache().folder(key, make)
-    except StorageError as error:
+    except (DlasError, OSError) as error:
         log.warning("decoded images are not kept: %s", error)
 
 
-def _decoder() -> str:
-    """Version of what decodes: another one may round otherwise."""
+def _decoder() -> list[str]:
+    """Versions of what decodes with loss: another one may round otherwise."""
     import PIL
     from PIL import features
 
-    return f"{PIL.__version__} {features.version('libjpeg_turbo') or features.version('jpg')}"
+    lossy = ("libjpeg_turbo", "jpg", "jpg_2000", "webp", "libtiff")
+    return [PIL.__version__, *(f"{name} {features.version(name)}" for name in lossy)]

@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from networks import model_of, residual
-from onnx import helper
+from onnx import TensorProto, helper, numpy_helper
 
-from dlas.core.errors import DlasError, UnknownNameError
+from dlas.core.errors import DlasError, ModelError, UnknownNameError
+from dlas.graph.model import Model
 from dlas.kernels.kernel import ACTIVATIONS
 from dlas.runtime.engine.engine import prepared
 from dlas.runtime.engine.lower import lower
@@ -98,3 +99,52 @@ def test_a_dimension_that_is_not_bound_is_refused():
     nodes = [helper.make_node("Relu", ["x"], ["y"], "relu")]
     with pytest.raises(DlasError, match="width"):
         lower(model_of(nodes, {"x": [1, 3, 8, "width"]}, {"y": [1, 3, 8, "width"]}, {}))
+
+
+def _ones(*shape):
+    return np.ones(shape, np.float32)
+
+
+@pytest.mark.parametrize(
+    ("op", "shape", "said", "given", "attributes"),
+    [
+        ("Conv", [1, 4, 6, 6], [1, 4, 4, 4], [_ones(4, 8, 3, 3)], {}),
+        ("Conv", [1, 4, 6, 6], [1, 4, 4, 4], [_ones(4, 2, 3, 3)], {"group": 3}),
+        ("Conv", [1, 4, 6, 6], [1, 4, 4, 4], [_ones(4, 4, 3, 3), _ones(2)], {}),
+        ("Conv", [1, 4, 6, 6], [1, 4, 2, 2], [_ones(4, 4, 3, 3)], {"kernel_shape": [5, 5]}),
+        ("Conv", [1, 4, 6, 6], [1, 4, 9, 9], [_ones(4, 4, 3, 3)], {"pads": [-3, 0, 0, 0]}),
+        ("ConvTranspose", [1, 4, 6, 6], [1, 4, 8, 8], [_ones(3, 4, 3, 3)], {}),
+        ("MaxPool", [1, 4, 6, 6], [1, 4, 8, 8], [], {"kernel_shape": [2, 2], "strides": [0, 0]}),
+        ("Gemm", [1, 8], [1, 3], [_ones(4, 3)], {}),
+        ("Gemm", [1, 4], [1, 3], [_ones(4, 3), _ones(2)], {}),
+        ("MatMul", [1, 8], [1, 3], [_ones(4, 3)], {}),
+        ("BatchNormalization", [1, 8, 4, 4], [1, 8, 4, 4], [_ones(3)] * 4, {}),
+        ("Softmax", [1, 8], [1, 8], [], {"axis": 7}),
+        ("Reshape", [1, 8], [1, 9], [np.array([1, 9])], {}),
+        ("Pad", [1, 8], [1, 8], [np.zeros(3, np.int64)], {}),
+    ],
+)
+def test_operands_that_contradict_each_other_are_refused(op, shape, said, given, attributes):
+    """Native kernels read as far as the shapes say."""
+    names = [f"c{i}" for i in range(len(given))]
+    graph = helper.make_graph(
+        [helper.make_node(op, ["x", *names], ["y"], **attributes)],
+        "net",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, said)],
+        [numpy_helper.from_array(array, name) for name, array in zip(names, given, strict=True)],
+    )
+    proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    with pytest.raises(ModelError, match=op):
+        lower(Model.from_proto(proto, "net"))
+
+
+def test_shapes_that_the_file_claims_are_not_believed():
+    nodes = [
+        helper.make_node("Conv", ["x", "w"], ["h"], "conv", pads=[1, 1, 1, 1]),
+        helper.make_node("Relu", ["h"], ["y"], "relu"),
+    ]
+    proto = model_of(nodes, {"x": [1, 3, 8, 8]}, {"y": [1, 4, 8, 8]}, {"w": _ones(4, 3, 3, 3)}).to_proto()
+    proto.graph.value_info.append(helper.make_tensor_value_info("h", TensorProto.FLOAT, [1, 4, 2, 2]))
+    network = lower(Model.from_proto(proto, "net"))
+    assert [call.node.outputs[0].shape for call in network.calls] == [(1, 4, 8, 8)] * 2

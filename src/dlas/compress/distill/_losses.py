@@ -1,8 +1,7 @@
 """What a student learns from a teacher: where it looks (attention transfer) and how sure it is (distillation).
 
 Attention transfer: Zagoruyko and Komodakis 2017 (arXiv:1612.03928), "Paying more attention to attention". Knowledge
-distillation: Hinton et al. 2015 (arXiv:1503.02531), with the divergence summed over classes and averaged over samples;
-public codes that average over both differ from it by a factor.
+distillation: Hinton et al. 2015 (arXiv:1503.02531).
 """
 
 from __future__ import annotations
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import onnx_ir as ir
 
+from dlas.compress.losses import cross_entropy, divergence
 from dlas.core.errors import DataError, OptionError, UnsupportedError
 from dlas.graph.model import Model
 
@@ -60,21 +60,6 @@ def attention_transfer(student: torch.Tensor, teacher: torch.Tensor) -> torch.Te
     if teacher.shape[2:] != (height, width):
         teacher = F.adaptive_avg_pool2d(teacher, (height, width))
     return (attention_map(student) - attention_map(teacher)).square().mean()
-
-
-def divergence(student: torch.Tensor, teacher: torch.Tensor, temperature: float) -> torch.Tensor:
-    """``T^2 KL(softmax(teacher / T) || softmax(student / T))``, summed over classes, mean over samples.
-
-    Args:
-        student: ``(N, classes)`` logits; gradients flow into these.
-        teacher: ``(N, classes)`` logits.
-        temperature: T; the factor keeps the size of the gradient.
-    """
-    from torch.nn import functional as F  # noqa: N812
-
-    near = F.log_softmax(student.float() / temperature, 1)
-    far = F.log_softmax(teacher.detach().float() / temperature, 1)
-    return F.kl_div(near, far, reduction="batchmean", log_target=True) * temperature**2
 
 
 class Distillation:
@@ -130,8 +115,6 @@ class Distillation:
         """The loss of a batch; see the class."""
         import torch
 
-        from dlas.compress.training import cross_entropy
-
         answers = None
         if self._pairs or self._alpha:
             narrow = any(t.dtype == torch.bfloat16 for t in self._near.values())
@@ -143,7 +126,7 @@ class Distillation:
         if self._alpha:
             far = answers[0] if isinstance(answers, tuple) else answers
             assert far is not None
-            loss = loss + self._alpha * divergence(outputs.flatten(1), far.flatten(1), self._temperature)
+            loss = loss + self._alpha * divergence(outputs, far, self._temperature)
         for near, far in self._pairs:
             share = 3 * self._beta / len(self._pairs)
             loss = loss + share * attention_transfer(self._near[near], self._far[far])

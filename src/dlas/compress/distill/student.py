@@ -77,6 +77,10 @@ class Options:
     threads: int = option(2, "threads of training", low=1)
     seed: int = option(0, "seed of weights, order and augmentation", low=0)
 
+    def __post_init__(self) -> None:
+        if self.epochs:
+            Schedule(1, self.lr)  # a rate that cannot be used is refused now, not after the search
+
 
 @dataclass(frozen=True)
 class _Design:

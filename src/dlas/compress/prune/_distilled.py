@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from dlas.compress.training import Schedule, cross_entropy
+from dlas.compress.losses import cross_entropy, divergence
+from dlas.compress.training import Schedule
 from dlas.graph.model import Model
 
 
@@ -17,32 +18,21 @@ class Distilled:
     Args:
         teacher: The network before pruning; it is run in eval mode without gradients.
         temperature: T.
-        threads: Threads of torch.
     """
 
-    def __init__(self, teacher: Model, temperature: float, threads: int) -> None:
+    def __init__(self, teacher: Model, temperature: float) -> None:
         from dlas.graph.torch_module import to_torch
 
         self._teacher = to_torch(teacher)
         self._temperature = temperature
-        self._narrow = Schedule(1, 1.0, threads=threads).narrow
+        self._narrow = Schedule(1, 1.0).narrow
 
     def __call__(self, outputs: Any, labels: Any, inputs: Any) -> Any:
         """Scalar loss of logits or probabilities ``(N, classes)``."""
         import torch
-        from torch.nn import functional as F  # noqa: N812
 
         with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=self._narrow):
             answer = self._teacher(inputs)
         wanted = answer[0] if isinstance(answer, tuple) else answer
-        soft, target = (F.log_softmax(_logits(o) / self._temperature, 1) for o in (outputs, wanted))
-        distance = F.kl_div(soft, target, reduction="batchmean", log_target=True)
+        distance = divergence(outputs, wanted, self._temperature) / self._temperature**2
         return cross_entropy(outputs, labels) + distance
-
-
-def _logits(outputs: Any) -> Any:
-    """Logarithms of probabilities where the network ends in a softmax; logits as they are."""
-    rows = outputs.flatten(1).float()
-    seen = rows.detach()
-    probable = bool((seen >= 0).all()) and bool(((seen.sum(1) - 1).abs() < 1e-3).all())
-    return rows.clamp_min(1e-12).log() if probable else rows

@@ -116,9 +116,8 @@ class Run:
         self.training, self.validation = training, validation
         self.clock, self.tell, self.trail, self.tuned = clock, tell, trail, tuned or {}
         self.state = State()
-        self.random = np.random.default_rng(options.seed)
         self.total = weights(model.ir)
-        self.loss = Distilled(model, options.temperature, options.threads) if options.distill else None
+        self.loss = Distilled(model, options.temperature) if options.distill else None
 
     def begin(self) -> None:
         """Judge the network as it is, and probe which layers to freeze."""
@@ -159,7 +158,8 @@ class Run:
             record = self._fine_tuned(record)
         elif wanted:
             state.skipped += 1
-            state.current = accuracy(self.model, self.validation, self.options.threads)
+            if math.isnan(fallen):
+                state.current = accuracy(self.model, self.validation, self.options.threads)
         state.records.append(asdict(record))
         state.step += 1
         if self.trail is not None:

@@ -17,7 +17,7 @@ import onnx_ir as ir
 from dlas.compress.checkpoint import Checkpoint, checkpoints_in, next_checkpoint
 from dlas.compress.training import DivergedError, LossHook, Schedule, train
 from dlas.core.cache import key_of
-from dlas.core.errors import DataError
+from dlas.core.errors import DataError, StorageError
 from dlas.core.files import write_atomic
 from dlas.core.options import options_dict
 from dlas.core.provenance import made_with
@@ -288,9 +288,12 @@ class Trail:
             kept = "pass a folder for checkpoints to have the network before it kept"
         else:
             path = self._place.with_name(f"{self._place.stem}-last-good.onnx")
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_atomic(path, last_good.to_bytes())
-            kept = f"the network before it is in {path}"
+            try:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                write_atomic(path, last_good.to_bytes())
+                kept = f"the network before it is in {path}"
+            except (StorageError, OSError) as failed:  # it must not hide what went wrong first
+                kept = f"the network before it could not be kept: {failed}"
         return PruningDivergedError(f"{where}: {error.message}", f"{error.hint}; {kept}", last_good)
 
 

@@ -63,6 +63,11 @@ class Options:
     threads: int = option(2, "threads of torch", low=1)
     seed: int = option(0, "seed of the training", low=0)
 
+    def __post_init__(self) -> None:
+        Schedule(1, self.lr)  # a rate that cannot be used is refused now, not after the rounds
+        if self.finetune_epochs:
+            Schedule(1, self.finetune_lr)
+
     @property
     def in_force(self) -> Options:
         """These options after ``paper`` has been heard."""

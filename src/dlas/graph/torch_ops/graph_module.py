@@ -68,14 +68,14 @@ class GraphModule(nn.Module):
         super().__init__()
         self._stages = plan.stages
         self._inputs, self._outputs, self._size = plan.inputs, plan.outputs, plan.size
+        self._changes: dict[int, Change] = {}
+        self.changes = nn.ModuleDict()  # before the tensors: one of this name would be lost
         self._places: dict[str, tuple[nn.Module, str]] = {}
         for name, array in plan.constants.items():
             tensor = held(array, name)
             self._places[name] = _attach(self, name, nn.Parameter(tensor) if name in plan.learned else tensor)
         self._loads = [(slot, *self._places[name]) for name, slot in plan.slots.items()]
         self._slots = {"weight": plan.slots, "value": plan.values}
-        self._changes: dict[int, Change] = {}
-        self.changes = nn.ModuleDict()
         self.eval()
 
     def train(self, mode: bool = True) -> GraphModule:
@@ -108,10 +108,7 @@ class GraphModule(nn.Module):
         return self._put("value", name, change)
 
     def _put(self, kind: str, name: str, change: Change) -> Callable[[], None]:
-        slots = self._slots[kind]
-        if name not in slots:
-            raise UnknownNameError(kind, name, slots)
-        slot = slots[name]
+        slot = self._slot(kind, name)
         if slot in self._changes:
             raise ModelError(f"the {kind} {name!r} is changed twice", "combine both into one")
         self._changes[slot] = change
@@ -126,6 +123,12 @@ class GraphModule(nn.Module):
 
         return remove
 
+    def _slot(self, kind: str, name: str) -> int:
+        slots = self._slots[kind]
+        if name not in slots:
+            raise UnknownNameError(kind, name, slots)
+        return slots[name]
+
     @contextmanager
     def kept(self, names: Iterable[str]) -> Iterator[dict[str, Tensor]]:
         """Keep values of the latest run, by name, with their gradients where one flows through them.
@@ -133,13 +136,9 @@ class GraphModule(nn.Module):
         Values that :meth:`on_value` changes are kept as they are handed on.
         """
         found: dict[str, Tensor] = {}
-        before: dict[int, Change | None] = {}
-        for name in names:
-            slots = self._slots["value"]
-            if name not in slots:
-                raise UnknownNameError("value", name, slots)
-            slot = slots[name]
-            before[slot] = self._changes.get(slot)
+        slots = {self._slot("value", name): name for name in names}
+        before = {slot: self._changes.get(slot) for slot in slots}
+        for slot, name in slots.items():
             self._changes[slot] = _keeping(found, name, before[slot])
         try:
             yield found

@@ -61,11 +61,6 @@ class Grid:
         """Whether 0 is a level."""
         return bool(self.magnitudes[0] == 0)
 
-    @property
-    def bits_per_value(self) -> float:
-        """Bits that a packed value takes, scales not counted."""
-        return float(self.bits)
-
     @cached_property
     def integers(self) -> np.ndarray:
         """Every level as an integer, ascending, ``(levels,) int64``."""

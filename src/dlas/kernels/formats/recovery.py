@@ -160,7 +160,7 @@ class Recovery:
 
 @dataclass(frozen=True, eq=False)
 class _Stored:
-    """An int8 weight in the graph."""
+    """An int8 weight in the graph; ``codes`` are counted from the zero point."""
 
     name: str
     op: str
@@ -276,6 +276,9 @@ def _int8_weights(model: Model) -> list[_Stored]:
         depthwise = groups is not None and groups.value > 1 and codes.shape[1] == 1
         if scale.ndim and len(scale) not in (1, codes.shape[axis]):
             continue
+        zero = _array(source.inputs[2]) if len(source.inputs) > 2 else None
+        if zero is not None and zero.any():
+            codes = codes - zero.astype(np.int64).reshape([-1 if a == axis else 1 for a in range(codes.ndim)])
         found.append(
             _Stored(
                 str(node.name or node.outputs[0].name),

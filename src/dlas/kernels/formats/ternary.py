@@ -11,6 +11,7 @@ import numpy as np
 
 from dlas.core.errors import OptionError, ShapeError
 from dlas.kernels.arrays import axis_of
+from dlas.kernels.formats.grid import check_floats
 
 ITERATIONS = 5
 
@@ -33,10 +34,7 @@ def ternarize(
         ShapeError: ``w`` is no array of floats, or has no such axis.
         OptionError: ``w`` holds NaN or an infinity, or there is not one turn.
     """
-    if not isinstance(w, np.ndarray) or w.dtype.kind != "f":
-        raise ShapeError(f"w is {getattr(w, 'dtype', type(w).__name__)}, expected float32")
-    if not np.isfinite(w).all():
-        raise OptionError("w", "NaN or infinity", "finite weights")
+    check_floats(w)
     if iterations < 1:
         raise OptionError("iterations", iterations, "a number >= 1")
     place = None if axis is None else axis_of(axis, w.ndim)

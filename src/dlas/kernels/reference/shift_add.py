@@ -71,6 +71,8 @@ def conv2d_shift_add(
     top, left, bottom, right = pads
     centred = np.pad(x.astype(np.int64) - zero_point, ((0, 0), (0, 0), (top, bottom), (left, right)))
     kh, kw = codes.shape[2:]
+    if centred.shape[2] < kh or centred.shape[3] < kw:
+        raise ShapeError(f"a kernel of {kh} x {kw} on {centred.shape[2]} x {centred.shape[3]} padded values")
     windows = np.lib.stride_tricks.sliding_window_view(centred, (kh, kw), axis=(2, 3))
     windows = windows[:, :, :: strides[0], :: strides[1]]  # N, C, OH, OW, kh, kw
     n, _, oh, ow = windows.shape[:4]

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
-from dlas.core.errors import UnsupportedError
+from dlas.core.errors import ModelError, UnsupportedError
 from dlas.graph.model import Model
 from dlas.graph.padding import fold_padding
 from dlas.graph.passes import bind_batch, infer_shapes, simplify
@@ -15,12 +16,32 @@ from dlas.kernels.kernel import Node, Operand
 from dlas.runtime.engine.network import Call, Network
 
 _WINDOWS = {"Conv", "ConvTranspose", "MaxPool", "AveragePool", "LpPool"}
+_RESHAPES = {"Reshape", "Flatten", "Squeeze", "Unsqueeze", "DepthToSpace", "SpaceToDepth", "Transpose"}
+# The shape of the result follows from those of the operands ...
+_SHAPED = {
+    *_WINDOWS, "Flatten", "DepthToSpace", "SpaceToDepth", "Transpose", "GlobalAveragePool", "GlobalMaxPool",
+    "BatchNormalization", "Gemm", "MatMul", "Softmax", "LogSoftmax", "Concat", "Add", "Sub", "Mul", "Div", "Pow",
+    "Min", "Max", "LSTM", "GRU", "RNN", "QLinearConv", "ConvInteger", "QLinearMatMul", "MatMulInteger",
+}  # fmt: skip
+# ... or, where all but the first are constants, from their values too.
+_TOLD = {
+    "Reshape",
+    "Squeeze",
+    "Unsqueeze",
+    "Pad",
+    "Slice",
+    "ReduceMean",
+    "ReduceSum",
+    "ReduceMax",
+    "ReduceMin",
+}
 
 
 def lower(model: Model, *, batch: int = 1, fold_pads: bool = True) -> Network:
     """The network of ``model`` with ``batch`` rows.
 
     Raises:
+        ModelError: Operands contradict each other.
         ShapeError: A dimension beyond the batch is dynamic.
         UnsupportedError: Shapes inside depend on values, or an operator is not of the ONNX standard.
     """
@@ -28,7 +49,7 @@ def lower(model: Model, *, batch: int = 1, fold_pads: bool = True) -> Network:
     simplify(graph)
     if fold_pads:
         fold_padding(graph)
-    infer_shapes(graph)
+    _infer_anew(graph)
     names = _Names()
     calls = [_call(node, names) for node in graph.graph if node.op_type != "Constant"]
     inputs = {
@@ -38,6 +59,43 @@ def lower(model: Model, *, batch: int = 1, fold_pads: bool = True) -> Network:
     }
     outputs = {names.of(v): _operand(v) for v in graph.graph.outputs}
     return Network(model.name, tuple(calls), inputs, outputs)
+
+
+def _infer_anew(graph: ir.Model) -> None:
+    """Shapes that follow from the inputs, and what the model says only where none does: kernels write by them."""
+    said = {value: value.shape for node in graph.graph for value in node.outputs}
+    for value in said:
+        value.shape = None
+    infer_shapes(graph)
+    _refuse_contradictions(graph.graph)
+    open_ended = [v for v in said if not _bound(v)]
+    for value in open_ended:
+        value.shape = said[value]
+    if open_ended:
+        infer_shapes(graph)
+
+
+def _bound(value: ir.Value) -> bool:
+    return value.shape is not None and all(isinstance(d, int) for d in value.shape)
+
+
+def _refuse_contradictions(graph: ir.Graph) -> None:
+    """Where shapes follow from what is known and inference found none, the operands do not fit each other."""
+    for node in graph:
+        operands = [v for v in node.inputs if v is not None]
+        if node.domain not in ("", "ai.onnx") or not all(map(_bound, operands)):
+            continue
+        name = f"{node.op_type} {node.name or node.outputs[0].name!r}"
+        shapes = ", ".join(_shape_text(v) for v in operands)
+        told = all(ir.convenience.get_const_tensor(v) is not None for v in operands[1:])
+        if (node.op_type in _SHAPED or (node.op_type in _TOLD and told)) and not all(
+            _bound(v) for v in node.outputs if v.name
+        ):
+            raise ModelError(f"{name}: operands of {shapes} do not fit each other")
+        if node.op_type in _RESHAPES and _bound(node.outputs[0]):
+            before, after = (math.prod(map(int, v.shape or ())) for v in (operands[0], node.outputs[0]))
+            if before != after:
+                raise ModelError(f"{name}: {shapes} cannot become {_shape_text(node.outputs[0])}")
 
 
 class _Names:
@@ -110,6 +168,10 @@ def _attributes(
             )
     if node.op_type in _WINDOWS:
         found |= _window(node.op_type, found, inputs, outputs)
+    if node.op_type == "Gemm" and len(inputs) > 2 and inputs[2] is not None:
+        addend, result = inputs[2].shape, outputs[0].shape
+        if len(addend) > 2 or any(a not in (1, b) for a, b in zip(addend[::-1], result[::-1], strict=False)):
+            raise ModelError(f"Gemm {node.name!r}: C of {addend} does not broadcast to {result}")
     return found
 
 
@@ -143,4 +205,20 @@ def _window(
     found: dict[str, Any] = {"kernel_shape": kernel, "strides": strides, "dilations": dilations, "pads": pads}
     if op in ("Conv", "ConvTranspose"):
         found["group"] = int(given.get("group", 1))
+        _check_channels(op, found["group"], inputs)
+        if kernel != weight:
+            raise ModelError(f"{op}: kernel_shape is {kernel}, the weights have {weight}")
     return found
+
+
+def _check_channels(op: str, group: int, inputs: tuple[Operand | None, ...]) -> None:
+    """Shape inference lets these pass, and native kernels would read and write beyond their arrays."""
+    x, weight, bias = inputs[0], inputs[1], inputs[2] if len(inputs) > 2 else None
+    assert x is not None
+    assert weight is not None
+    first, second = weight.shape[:2]
+    ins, outs = (second * group, first) if op == "Conv" else (first, second * group)
+    fits = group > 0 and first > 0 and second > 0 and first % group == 0 and ins == x.shape[1]
+    if not fits or (bias is not None and bias.shape != (outs,)):
+        biased = "" if bias is None else f" and a bias of {bias.shape}"
+        raise ModelError(f"{op}: weights of {weight.shape} in {group} groups{biased} do not fit {x.shape}")

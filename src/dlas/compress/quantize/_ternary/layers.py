@@ -300,17 +300,16 @@ def write(graph: ir.Graph, layers: Sequence[Layer], found: Mapping[str, Stored])
                 node.resize_inputs(3)
             node.replace_input_with(2, writer.constant(new.bias, f"{layer.output}_bias"))
         if layer.weight not in counted:
-            packed += _packed(new)
+            packed += _packed(new, layer.form)
             counted.add(layer.weight)
         packed += layer.bias_bytes
     return packed
 
 
-def _packed(new: Stored) -> int:
+def _packed(new: Stored, form: Form) -> int:
     if new.scale is None:
         return new.codes.nbytes
-    ternary = bool(np.abs(new.codes).max(initial=0) <= 1)
-    return (pack_ternary(new.codes).nbytes if ternary else new.codes.nbytes) + new.scale.nbytes
+    return (pack_ternary(new.codes).nbytes if form == "ternary" else new.codes.nbytes) + new.scale.nbytes
 
 
 def round_activations(graph: ir.Graph, steps: Mapping[str, tuple[int, float]]) -> None:
