@@ -152,7 +152,15 @@ def test_result_does_not_depend_on_the_run(method: str) -> None:
 
 def test_the_layer_that_yields_infinity_is_named() -> None:
     with pytest.raises(DataError, match="'act'"):
-        observe(relu_net(), Dataset("d", np.full((4, 4), np.inf, np.float32)))
+        observe(relu_net(), Dataset("d", np.full((8, 4), np.inf, np.float32)))
+
+
+@pytest.mark.parametrize(("have", "wanted"), [(7, 100), (100, 7)])
+def test_a_handful_of_rows_is_refused(have: int, wanted: int) -> None:
+    rows = Dataset("d", np.zeros((have, 4), np.float32))
+    with pytest.raises(DataError, match=r"7 rows say too little.*at least 8"):
+        calibration_batches(relu_net(), rows, wanted)
+    assert calibration_batches(relu_net(), Dataset("d", np.zeros((8, 4), np.float32)), 100)[1] == 8
 
 
 def test_no_rows_and_several_inputs() -> None:

@@ -344,8 +344,8 @@ def test_options_out_of_range_are_refused(bad: dict[str, object]) -> None:
 
 
 def test_bad_rows_and_weights_are_refused(vit: Model) -> None:
-    with pytest.raises(DataError, match="compares rows"):
-        cptv(vit, images(vit, 1))
+    with pytest.raises(DataError, match="too little"):
+        cptv(vit, images(vit, 7))
     broken = images(vit)
     assert isinstance(broken.samples, np.ndarray)
     broken.samples[3] = np.nan

@@ -568,7 +568,7 @@ def test_concat_with_a_constant_and_progress() -> None:
 
 def test_fixed_batch() -> None:
     model = net([("Gemm", ["x", "w"], "y", {})], [4, 6], [4, 3], {"w": weights(6, 3)})
-    for count in (3, 4, 10):
+    for count in (8, 10, 13):
         q = int8(model, rows(6, count=count), calibration="min-max")
         data = rows(6, count=count).samples
         assert reader_grid(q, "x")[0] == pytest.approx((data.max() - data.min()) / 255, rel=1e-5)
@@ -649,7 +649,7 @@ def one_layer(**changes) -> Model:
         (Dataset("pixels", np.zeros((4, 7), np.uint8)), "takes float32"),
         (Dataset("jpegs", [b"not an image"] * 3), "encoded images"),
         (Dataset("text", np.array([["a"] * 6] * 3)), "expected numbers"),
-        (Dataset("nan", np.full((5, 6), np.nan, np.float32)), "not finite"),
+        (Dataset("nan", np.full((9, 6), np.nan, np.float32)), "not finite"),
     ],
 )
 def test_bad_rows(data: Dataset | None, told: str) -> None:

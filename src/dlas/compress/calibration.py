@@ -30,6 +30,7 @@ CALIBRATIONS: tuple[str, ...] = ("min-max", "percentile", "mse")
 Batches = Callable[[], Iterator[np.ndarray]]
 """Starts a fresh pass over the calibration rows; each array is ``(n, ...)`` in the network's input layout."""
 
+LEAST_ROWS = 8  # fewer are a mistake: an array given for a data set, or a test row
 BINS = 2048
 _BATCH_BYTES = 128 << 20  # observed tensors of one batch
 _MAX_BATCH = 64
@@ -152,7 +153,7 @@ def calibration_rows(model: Model, data: Dataset | None, rows: int) -> Dataset:
         rows: How many to use; all of them if there are fewer.
 
     Raises:
-        DataError: No data, or rows that do not fit the network's input.
+        DataError: No data, fewer than ``LEAST_ROWS`` rows, or rows that do not fit the network's input.
         UnsupportedError: The network has more than one input.
     """
     if data is None or len(data) == 0:
@@ -171,6 +172,11 @@ def calibration_rows(model: Model, data: Dataset | None, rows: int) -> Dataset:
     count = min(rows, len(data))
     chosen = data.take(np.arange(count) * len(data) // count)
     prepare(chosen.head(1), model)  # a wrong shape is told before any work
+    if count < LEAST_ROWS:
+        raise DataError(
+            f"{model.name}: {count} rows say too little about the network's values",
+            f"calibrate with at least {LEAST_ROWS}, better with hundreds",
+        )
     return chosen
 
 

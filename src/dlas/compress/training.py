@@ -111,6 +111,11 @@ class Schedule:
         native = {"avx512_bf16", "amx_bf16", "bf16"} & set(cpu_flags())
         return self.precision == "bfloat16" or (self.precision == "auto" and bool(native))
 
+    @property
+    def facts(self) -> dict[str, Any]:
+        """Every setting, with the precision that this machine computes in instead of ``auto``."""
+        return {**asdict(self), "precision": "bfloat16" if self.narrow else "float32"}
+
 
 def fine_tune(
     model: Model,
@@ -189,7 +194,7 @@ def fine_tune(
     )
     step = Step(
         "fine-tune",
-        {**asdict(schedule), "masked": len(masks or {}), "rows": len(data), "data": data.name},
+        {**schedule.facts, "masked": len(masks or {}), "rows": len(data), "data": data.name},
         step_versions("torch"),
         (f"mean loss of the epochs: {', '.join(f'{v:.4g}' for v in losses)}",),
     )
@@ -344,7 +349,7 @@ class _Run:
         digest = hashlib.sha256()
         loss = getattr(self.loss, "__qualname__", type(self.loss).__name__)
         learned = [name for name, p in self.module.named_parameters() if p.requires_grad]
-        facts = [asdict(self.schedule), loss, learned, self.input_gradients, made_with()]
+        facts = [self.schedule.facts, loss, learned, self.input_gradients, made_with()]
         digest.update(json.dumps(facts, sort_keys=True).encode())
         tensors = {**self.tensors(), **{f"mask {i}": mask for i, (_, mask) in enumerate(self.kept)}}
         arrays = {name: t.detach().numpy() for name, t in tensors.items()}

@@ -27,7 +27,6 @@ from dlas.compress.quantize._search.suffix import Rows
 from dlas.compress.quantize._search.trial import Trial
 from dlas.compress.quantize._search.units import UNITS
 from dlas.core.cache import key_of
-from dlas.core.errors import DataError
 from dlas.core.figure import Figure, Source
 from dlas.core.options import option, options_dict
 from dlas.core.provenance import made_with
@@ -128,17 +127,12 @@ class Cptv(Method):
         Raises:
             UnsupportedError: Already quantised, not float32, without a layer that can become integer, or without a
                 block of the kind asked for.
-            DataError: Fewer than two rows, rows of another shape, or activations that are not finite.
+            DataError: Fewer than eight rows, rows of another shape, or activations that are not finite.
             ModelError: Weights that are not finite.
         """
         tell = progress or (lambda fraction, text: None)
         network = FewBitNetwork(model, self.options)
-        batches, count = calibration_batches(model, data, self.options.rows)
-        if count < 2:
-            raise DataError(
-                f"{model.name}: the search compares rows with each other, and {count} was given",
-                "give at least 2 rows; a thousand is usual",
-            )
+        batches, _ = calibration_batches(model, data, self.options.rows)
         fixed = model.inputs[0].shape[0]
         rows = Rows(
             model.inputs[0].name,

@@ -16,7 +16,7 @@ from typing import Any, Literal
 import numpy as np
 import onnx_ir as ir
 
-from dlas.compress.calibration import CALIBRATIONS, calibration_batches
+from dlas.compress.calibration import CALIBRATIONS, LEAST_ROWS, calibration_batches
 from dlas.compress.checkpoint import Checkpoint, next_checkpoint
 from dlas.compress.method import Change, Method, Plan, Progress, methods
 from dlas.compress.quantize._int8.front import Point, decibels, pareto, ranked
@@ -129,7 +129,7 @@ class SelectiveInt8(Method):
 
         Raises:
             UnsupportedError: Already quantised, not float32, or without a layer that can become integer.
-            DataError: Fewer than three rows, rows of another shape, or activations that are not finite.
+            DataError: Fewer than 24 rows, rows of another shape, or activations that are not finite.
             ModelError: Weights that are not finite.
         """
         mixture = Mixture(model, self._recipe())
@@ -168,15 +168,16 @@ class SelectiveInt8(Method):
 
     def _split(self, model: Model, data: Dataset | None) -> tuple[Dataset, Dataset, Dataset]:
         """Rows for calibration, to choose by and to confirm, none of them twice; fewer of each if there are few."""
-        if data is None or len(data) < 3:
+        least = 3 * LEAST_ROWS
+        if data is None or len(data) < least:
             given = "none were given" if data is None else f"{data.name} has {len(data)}"
             raise DataError(
                 f"{model.name}: rows are needed to calibrate, to choose and to confirm, and {given}",
-                "pass a data set with at least 3 rows (`--data D`)",
+                f"pass a data set with at least {least} rows (`--data D`)",
             )
         wanted = np.array([self.options.rows, self.options.images, self.options.held_out])
         if wanted.sum() > len(data):
-            wanted = np.maximum(1, wanted * (len(data) - 2) // wanted.sum())
+            wanted = LEAST_ROWS + wanted * (len(data) - least) // wanted.sum()
         order = np.random.default_rng(self.options.seed).permutation(len(data))
         ends = np.cumsum(wanted)
         return tuple(data.take(np.sort(part)) for part in np.split(order[: ends[-1]], ends[:-1]))  # type: ignore[return-value]

@@ -79,6 +79,10 @@ def _bound(value: ir.Value) -> bool:
     return value.shape is not None and all(isinstance(d, int) for d in value.shape)
 
 
+def _size(value: ir.Value) -> int:
+    return math.prod(d for d in value.shape or () if isinstance(d, int))
+
+
 def _refuse_contradictions(graph: ir.Graph) -> None:
     """Where shapes follow from what is known and inference found none, the operands do not fit each other."""
     for node in graph:
@@ -88,14 +92,12 @@ def _refuse_contradictions(graph: ir.Graph) -> None:
         name = f"{node.op_type} {node.name or node.outputs[0].name!r}"
         shapes = ", ".join(_shape_text(v) for v in operands)
         told = all(ir.convenience.get_const_tensor(v) is not None for v in operands[1:])
-        if (node.op_type in _SHAPED or (node.op_type in _TOLD and told)) and not all(
-            _bound(v) for v in node.outputs if v.name
-        ):
+        follows = node.op_type in _SHAPED or (node.op_type in _TOLD and told)
+        if follows and not all(_bound(v) for v in node.outputs if v.name):
             raise ModelError(f"{name}: operands of {shapes} do not fit each other")
-        if node.op_type in _RESHAPES and _bound(node.outputs[0]):
-            before, after = (math.prod(map(int, v.shape or ())) for v in (operands[0], node.outputs[0]))
-            if before != after:
-                raise ModelError(f"{name}: {shapes} cannot become {_shape_text(node.outputs[0])}")
+        result = node.outputs[0]
+        if node.op_type in _RESHAPES and _bound(result) and _size(operands[0]) != _size(result):
+            raise ModelError(f"{name}: {shapes} cannot become {_shape_text(result)}")
 
 
 class _Names:
