@@ -60,7 +60,8 @@ $(VENV)/.test: pyproject.toml constraints.txt $(NATIVE) | system-test $(BIN)/pyt
 
 $(VENV)/.all: pyproject.toml constraints.txt $(NATIVE) | system-test $(BIN)/python
 	@echo "set-up: install dlas with $(ALL_EXTRAS) into $(VENV)"
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[$(ALL_EXTRAS)]"
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --config-settings cmake.define.DLAS_SSE4=ON \
+	  --editable ".[$(ALL_EXTRAS)]"
 	@touch $@ $(VENV)/.test $(VENV)/.run
 
 $(BIN)/python:

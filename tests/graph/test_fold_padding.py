@@ -17,7 +17,7 @@ from dlas.graph.padding import fold_padding
 from dlas.graph.reference import predict
 
 RNG = np.random.default_rng(5)
-X = RNG.standard_normal((4, 2, 7, 6)).astype(np.float32)
+X = RNG.standard_normal((8, 2, 7, 6)).astype(np.float32)
 
 
 def network(amounts: list[int], readers: int = 1, fill: float | None = 0.0, **changes: object) -> Model:

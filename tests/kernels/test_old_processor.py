@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from dlas.kernels.extension import native
+from dlas.kernels.extension import isa_levels, native
 
 EMULATOR = "qemu-x86_64"
 
@@ -20,6 +20,10 @@ pytestmark = [
     ),
     pytest.mark.skipif(native() is None, reason="the native kernels were not built"),
 ]
+needs_sse4 = pytest.mark.skipif(
+    native() is None or "x86-64-v2" not in isa_levels(),
+    reason="built without DLAS_SSE4, as on processors that have AVX2",
+)
 
 SCRIPT = """
 import numpy as np
@@ -41,6 +45,7 @@ print(" ".join(isa_levels()))
 """  # fmt: skip
 
 
+@needs_sse4
 @pytest.mark.parametrize(
     ("processor", "levels"), [("Nehalem", "x86-64-v2"), ("Haswell", "x86-64-v3 x86-64-v2")]
 )

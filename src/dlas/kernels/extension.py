@@ -47,7 +47,7 @@ def missing_native() -> str:
     module = native()
     if module is None:
         return f"not built: {_HINT}"
-    return "" if module.isa_levels() else "this processor has none of the instruction sets they are built for"
+    return "" if module.isa_levels() else "built for other processors: install dlas on this one again"
 
 
 def isa_levels() -> list[str]:

@@ -15,7 +15,7 @@ from dlas.kernels.layout import Layout
 
 @kernels.register("spatial-pack")
 class SpatialPack(NativeKernel):
-    """Register tiles of up to 28 pixels by 1 to 4 blocks of output channels; weights are packed once."""
+    """Register tiles of up to 16 pixels by 1 to 4 blocks of output channels; weights are packed once."""
 
     name = "spatial-pack"
     ops: ClassVar[tuple[str, ...]] = ("Conv",)

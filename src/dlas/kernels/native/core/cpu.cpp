@@ -14,7 +14,9 @@ std::vector<std::string> isa_levels() {
   std::vector<std::string> found;
   if (__builtin_cpu_supports("x86-64-v4")) found.push_back("x86-64-v4");
   if (__builtin_cpu_supports("x86-64-v3")) found.push_back("x86-64-v3");
+#ifdef DLAS_SSE4
   if (__builtin_cpu_supports("x86-64-v2")) found.push_back("x86-64-v2");
+#endif
   return found;
 }
 

@@ -9,7 +9,7 @@
 namespace dlas::DLAS_NS {
 
 #if DLAS_VL == 16
-constexpr int kPixels[5] = {0, 28, 14, 9, 7};  // for NB blocks: 28 accumulators of 32 registers
+constexpr int kPixels[5] = {0, 16, 14, 9, 7};  // for NB blocks: up to 28 accumulators of 32 registers
 #elif defined(DLAS_NEON)
 constexpr int kPixels[5] = {0, 16, 12, 8, 6};  // 24 of 32
 #else
