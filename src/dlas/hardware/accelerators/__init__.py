@@ -1,0 +1,1 @@
+"""The accelerators: each a design in RTL with its exact transaction-level twin."""

