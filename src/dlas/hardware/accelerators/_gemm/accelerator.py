@@ -9,7 +9,7 @@ import numpy as np
 
 from dlas.hardware.accelerator import Accelerator, Cycles, Layer
 from dlas.hardware.accelerators._gemm.geometry import Geometry
-from dlas.hardware.accelerators._gemm.product import Lowered, Product, refusal
+from dlas.hardware.accelerators._gemm.product import Lowered, refusal
 from dlas.hardware.accelerators._gemm.schedule import Schedule
 from dlas.hardware.rtl.sizes import BUS_BYTES
 from dlas.kernels.kernel import Node, Operand
@@ -55,13 +55,13 @@ class GemmAccelerator(Accelerator):
         """Grouped convolutions, weights that are computed, another rounding, sums beyond 32 bits."""
         return refusal(node, self.options.rounding)
 
-    def product(self, lowered: Lowered) -> Product:
-        """What the hardware is given; members with other codes for weights change it here."""
-        return lowered.product
+    def lowered(self, node: Node) -> Lowered:
+        """A node as a product; members with other codes for weights change it here."""
+        return Lowered.of(node)
 
     def layer(self, node: Node) -> Layer:
         """Prepare a node; see :meth:`Accelerator.layer`."""
-        return _GemmLayer(self, Lowered.of(node))
+        return _GemmLayer(self, self.lowered(node))
 
     def trial(self, random: np.random.Generator) -> tuple[Node, np.ndarray]:
         """A convolution or dense layer with a few thousand products."""
@@ -71,7 +71,7 @@ class GemmAccelerator(Accelerator):
 class _GemmLayer(Layer):
     def __init__(self, accelerator: GemmAccelerator, lowered: Lowered) -> None:
         self._accelerator, self._lowered = accelerator, lowered
-        self._product = accelerator.product(lowered)
+        self._product = lowered.product
         channels, depth = self._product.weights.shape
         self._schedule = Schedule(accelerator.geometry, lowered.pixels, depth, channels)
         self._counters = self._schedule.cycles()

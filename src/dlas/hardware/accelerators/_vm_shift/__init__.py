@@ -1,0 +1,1 @@
+"""Parts of the shift accelerator: levels of weights, and the array of shifters."""
