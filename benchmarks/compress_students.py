@@ -29,6 +29,8 @@ EXPECTED = 2.0  # points above channel pruning
 SETTINGS = {
     "student": "",
     "student, no attention": "attention=0",
+    "student, answers": "alpha=0.7",
+    "student, answers alone": "alpha=0.7,attention=0",
     "student, rounded": "search=rounded",
     "student, fisher": "search=fisher",
     "student, width": "search=width",

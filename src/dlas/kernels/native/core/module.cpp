@@ -152,6 +152,8 @@ NB_MODULE(_native, m) {
   });
   m.def("refuses", &refuses, "isa"_a, "op"_a, "name"_a, "attributes"_a, "inputs"_a, "outputs"_a);
   m.def("load_plugin", &load_plugin, "path"_a);
+  m.def("read_bandwidth", &dlas::read_bandwidth, "isa"_a, "threads"_a, "seconds"_a, "bytes"_a,
+        nb::call_guard<nb::gil_scoped_release>());
   m.def("roofline", &dlas::roofline, "isa"_a, "threads"_a, "seconds"_a, nb::call_guard<nb::gil_scoped_release>());
 
   nb::class_<dlas_ctx>(m, "Context").def(nb::init<int>(), "threads"_a).def_prop_ro("threads", [](const dlas_ctx& c) {

@@ -113,14 +113,17 @@ class Buffer {
   void* raw_;
 };
 
-double bandwidth(double (*read)(const void*, size_t), int threads, double seconds, size_t bytes) {
+double bandwidth(const Loops& loops, int threads, double seconds, size_t bytes) {
   std::vector<std::unique_ptr<Buffer>> buffers;
   for (int t = 0; t < threads; ++t) buffers.push_back(std::make_unique<Buffer>(bytes));
-  const double taken = fastest(threads, seconds, [&](int t, uint64_t repetitions) {
-    double sum = 0;
-    for (uint64_t i = 0; i < repetitions; ++i) sum += read(buffers[t]->at, bytes);
-    sink.store(sum, std::memory_order_relaxed);
-  });
+  double taken = 1e30;
+  for (const auto read : loops.reads) {
+    taken = std::min(taken, fastest(threads, seconds / loops.reads.size(), [&](int t, uint64_t repetitions) {
+      double sum = 0;
+      for (uint64_t i = 0; i < repetitions; ++i) sum += read(buffers[t]->at, bytes);
+      sink.store(sum, std::memory_order_relaxed);
+    }));
+  }
   return static_cast<double>(bytes) * threads / taken / 1e9;
 }
 
@@ -147,11 +150,17 @@ std::map<std::string, double> roofline(const std::string& isa, int threads, doub
     };
     for (const auto& [place, size] : places) {
       const size_t bytes = std::max(size / kPage, size_t{1}) * kPage;
-      found[std::string("read_") + place] = bandwidth(loops.read, threads, seconds, bytes);
+      found[std::string("read_") + place] = bandwidth(loops, threads, seconds, bytes);
       found[std::string("bytes_") + place] = static_cast<double>(bytes);
     }
   }
   return found;
+}
+
+double read_bandwidth(const std::string& isa, int threads, double seconds, size_t bytes) {
+  for (const auto& [name, list] : entered())
+    if (name == isa) return bandwidth(list(), std::max(threads, 1), seconds, std::max(bytes / kPage, size_t{1}) * kPage);
+  return 0;
 }
 
 }  // namespace dlas

@@ -17,6 +17,9 @@ namespace dlas {
 // thread, by the clock on the wall for several. Empty where `isa` was not built.
 std::map<std::string, double> roofline(const std::string& isa, int threads, double seconds);
 
+// GB/s of reads from a buffer of `bytes` for each thread, measured in the same way; 0 where `isa` was not built.
+double read_bandwidth(const std::string& isa, int threads, double seconds, size_t bytes);
+
 // A loop of nothing but one kind of instruction. `run` repeats it and gives a number that depends on every result.
 struct Loop {
   const char* name;
@@ -24,10 +27,11 @@ struct Loop {
   double (*run)(uint64_t repetitions);
 };
 
-// The loops of one instruction set; `read` reads `bytes` (a multiple of 4096) from `at` once.
+// The loops of one instruction set; each of `reads` reads `bytes` (a multiple of 4096) from `at` once. There are several
+// because none is the fastest on every processor, and a bound that a kernel passes is none.
 struct Loops {
   std::vector<Loop> all;
-  double (*read)(const void* at, size_t bytes);
+  std::vector<double (*)(const void* at, size_t bytes)> reads;
 };
 
 // Enters what gives the loops of an instruction set; it is called only where the processor has that set.

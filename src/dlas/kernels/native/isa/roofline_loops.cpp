@@ -120,6 +120,8 @@ DLAS_TILES double tiles(uint64_t repetitions) {
 }
 #endif
 
+// `Ahead`: bytes ahead of the loads that lines are asked for. Zen 4 reads a fifth faster from its L3 with a little.
+template <int Ahead>
 double read(const void* at, size_t bytes) {
   constexpr int kStreams = 8;
   const char *p = static_cast<const char*>(at), *end = p + bytes;
@@ -127,6 +129,8 @@ double read(const void* at, size_t bytes) {
   for (; p < end; p += 2 * kStreams * kBytes) {
 #pragma GCC unroll 8
     for (int i = 0; i < kStreams; ++i) {
+      if (Ahead && 2 * i * kBytes % 64 == 0) __builtin_prefetch(p + Ahead + 2 * i * kBytes);
+      if (Ahead && kBytes == 64) __builtin_prefetch(p + Ahead + (2 * i + 1) * kBytes);
       acc[i] |= load_int(reinterpret_cast<const int32_t*>(p + i * kBytes));
       acc[i] |= load_int(reinterpret_cast<const int32_t*>(p + (kStreams + i) * kBytes));
     }
@@ -139,7 +143,7 @@ double read(const void* at, size_t bytes) {
 
 Loops list() {
   constexpr double products = 2.0 * kChains * kBytes;
-  Loops found{{{"fp32", 2.0 * kChains * VL, fp32}}, read};
+  Loops found{{{"fp32", 2.0 * kChains * VL, fp32}}, {read<0>, read<256>}};
 #if DLAS_VL == 16
   found.all.push_back({"int8", products, has_vnni() ? int8<Vnni> : int8<Pairs>});
   if (has_amx_int8()) {
