@@ -45,6 +45,7 @@ def choices() -> list[dict[str, Any]]:
     from dlas.core.options import describe_options
     from dlas.data.dataset import loaders
     from dlas.graph.format import formats
+    from dlas.hardware.accelerator import accelerators
     from dlas.hardware.target import targets
     from dlas.kernels.kernel import kernels
     from dlas.models.architecture import architectures
@@ -65,6 +66,7 @@ def choices() -> list[dict[str, Any]]:
         ("runtime", backends),
         ("runtime", converters),
         ("hardware", targets),
+        ("hardware", accelerators),
         ("verify", attacks),
         ("verify", mutations),
         ("verify", pass_tools),

@@ -90,6 +90,10 @@ class Cycles:
 class Layer(ABC):
     """A node that an accelerator is ready to compute."""
 
+    def spans(self) -> list[tuple[str, str, int, int]]:
+        """What each unit does when, by the cycle model: unit, state, first cycle, last cycle. Empty if not known."""
+        return []
+
     @abstractmethod
     def run(self, inputs: np.ndarray, level: str) -> tuple[np.ndarray, Cycles]:
         """The node's output, in its shape and dtype, and what it took.
@@ -140,8 +144,9 @@ class Accelerator(Configurable):
         """The compiled design, built on first use."""
         from dlas.hardware.simulation.simulator import Simulator
 
-        return Simulator(self.design())
+        return Simulator(self.design(), fast=self.fast)
 
+    fast: bool = True  # compile for long runs; without it the simulator is there in half the time
     hesitation: Hesitation | None = None  # a host that makes the design wait, for tests
 
 

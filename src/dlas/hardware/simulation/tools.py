@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import sys
 from pathlib import Path
 
-from dlas.core.errors import DlasError, UnsupportedError
-from dlas.core.lazy import distribution_version, optional_import
+from dlas.core.errors import DlasError, MissingDependencyError, UnsupportedError
+from dlas.core.lazy import distribution_version
 from dlas.core.subprocesses import run_program
 
 EXTRA = "hardware"
@@ -27,9 +28,7 @@ def script(name: str) -> Path:
     """
     place = Path(sys.executable).with_name(name)
     if not place.exists():
-        optional_import(
-            f"no_{name.replace('-', '_')}", extra=EXTRA, needed_for="hardware simulation and synthesis"
-        )
+        raise MissingDependencyError(name, EXTRA, "hardware simulation and synthesis")
     return place
 
 
@@ -55,7 +54,8 @@ def run_tool(
     Raises:
         DlasError: It failed or took too long; says its last words.
     """
-    ended = run_program([str(part) for part in command], folder=folder, timeout_s=timeout_s, env=env)
+    given = {**os.environ, **(env or {})}
+    ended = run_program([str(part) for part in command], folder=folder, timeout_s=timeout_s, env=given)
     if ended.code is None:
         raise DlasError(f"{what} took more than {timeout_s:.0f} s", "a smaller design, or a longer limit")
     if ended.code:

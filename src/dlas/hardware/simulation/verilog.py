@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import os
 import warnings
+from typing import TYPE_CHECKING
 
 from dlas.core.lazy import optional_import
-from dlas.hardware.rtl.bus import Design
 from dlas.hardware.simulation.tools import EXTRA, script
+
+if TYPE_CHECKING:
+    from amaranth.lib.wiring import Component
 
 TOP = "top"
 
 
-def verilog(design: Design) -> str:
-    """Verilog-2001 of ``design`` as the module ``top``, with the clock ``clk`` and the reset ``rst``.
+def verilog(design: Component) -> str:
+    """Verilog-2001 of a design, or of a part of one: the module ``top`` with the clock ``clk`` and the reset ``rst``.
 
     Raises:
         MissingDependencyError: Amaranth or Yosys are not installed.

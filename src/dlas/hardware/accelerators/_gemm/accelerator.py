@@ -76,6 +76,10 @@ class _GemmLayer(Layer):
         self._schedule = Schedule(accelerator.geometry, lowered.pixels, depth, channels)
         self._counters = self._schedule.cycles()
 
+    def spans(self) -> list[tuple[str, str, int, int]]:
+        """See :meth:`Layer.spans`."""
+        return self._schedule.spans()
+
     def run(self, inputs: np.ndarray, level: str) -> tuple[np.ndarray, Cycles]:
         """See :meth:`Layer.run`."""
         s, pixels = self._schedule, self._lowered.rows(inputs)

@@ -91,11 +91,16 @@ class Lowered:
         matrix = weight.reshape(len(weight), -1)
         if node.op == "QConv":  # columns in the order of a window: row, column, channel
             matrix = weight.transpose(0, 2, 3, 1).reshape(len(weight), -1)
-        wide = matrix.astype(np.int32)
-        low = np.clip(wide, -128, 127)
-        rest = wide - low  # uint8 weights less their zero point: the same input once more, times what is left
-        again = np.flatnonzero(rest.any(0))
-        whole = np.concatenate([low, rest[:, again]], 1).astype(np.int8)
+        rest = matrix.astype(np.int32)
+        parts, places = [], [np.arange(0)]
+        columns = np.arange(rest.shape[1])
+        while len(columns):  # uint8 weights less their zero point: the same input once more, times what is left
+            parts.append(np.clip(rest, -128, 127))
+            rest = rest - parts[-1]
+            left = np.flatnonzero(rest.any(0))
+            rest, columns = rest[:, left], columns[left]
+            places.append(columns)
+        again, whole = np.concatenate(places), np.concatenate(parts, 1).astype(np.int8)
         unsigned = node.operand(0).dtype == "uint8"
         zero = int(a["x_zero_point"]) - (128 if unsigned else 0)
         given = node.constant(2)

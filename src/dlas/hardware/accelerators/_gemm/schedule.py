@@ -6,6 +6,7 @@ simulated RTL.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from dlas.hardware.accelerator import DoesNotFitError
@@ -94,16 +95,43 @@ class Schedule:
 
     def cycles(self) -> dict[str, int]:
         """Every counter of the hardware, for a host that never hesitates."""
-        g = self.geometry
+        groups = list(self._followed())
+        last_step = groups[-1].computed - (self.interval - self.steps)
+        passes = self.tiles * self.blocks
+        return {
+            "total": last_step + self.geometry.latency + 1,
+            "load_weights": sum(map(self.group_words, self.groups)),
+            "load_inputs": self.input_words,
+            "load_wait": sum(group.waited for group in groups),
+            "compute": passes * self.steps,
+            "post": passes * self.geometry.rows,
+            "store": self.result_words,
+        }
+
+    def spans(self) -> list[tuple[str, str, int, int]]:
+        """What each unit does when: unit, state, first cycle, last cycle; one span per group of blocks."""
+        found = []
+        for group in self._followed():
+            found += [
+                ("loader", "weights", group.begun, group.weights - 1),
+                ("loader", "inputs", group.weights, group.inputs - 1),
+                ("array", "compute", group.first, group.computed),
+                ("results", "post", group.first + self.steps, group.computed + self.geometry.latency),
+            ]
+        return found
+
+    def _followed(self) -> Iterator[_Group]:
+        """Loader and sequencer, event by event."""
         clock = 1  # the cycle in which the loader takes its next word; the first one configures
         ends: list[int] = []  # last cycle of every tile
         group_ends: list[int] = []
-        waited = 0
-        end = last_step = 0
+        end = 0
         for number, blocks in enumerate(self.groups):
-            free = group_ends[number - 2] + g.leaving + 1 if number >= 2 else 0
+            begun, waited = clock, 0
+            free = group_ends[number - 2] + self.geometry.leaving + 1 if number >= 2 else 0
             waited += max(0, free - clock)
-            clock = max(clock, free) + 1 + self.group_words(blocks) + 1
+            clock = weights = max(clock, free) + 1 + self.group_words(blocks) + 1
+            first = max(end, clock + self.steps - 1) + 1
             for _ in range(self.tiles):
                 free = ends[len(ends) - self.slots] + 1 if len(ends) >= self.slots else 0
                 waited += max(0, free - clock)
@@ -111,14 +139,16 @@ class Schedule:
                 end = max(end, clock - 1) + blocks * self.interval
                 ends.append(end)
             group_ends.append(end)
-        last_step = end - (self.interval - self.steps)
-        passes = self.tiles * self.blocks
-        return {
-            "total": last_step + g.latency + 1,
-            "load_weights": sum(map(self.group_words, self.groups)),
-            "load_inputs": self.input_words,
-            "load_wait": waited,
-            "compute": passes * self.steps,
-            "post": passes * g.rows,
-            "store": self.result_words,
-        }
+            yield _Group(begun, weights, clock, first, end, waited)
+
+
+@dataclass(frozen=True)
+class _Group:
+    """Cycles of one group: its section begins, its weights are there, its pixels are; its first and last step."""
+
+    begun: int
+    weights: int
+    inputs: int
+    first: int
+    computed: int
+    waited: int
