@@ -23,6 +23,10 @@ RECIPES = [
     ("add-a-dataset", "csv_pixels.py", "loader", "CsvPixels", "data/loaders", "test_csv_pixels.py"),
     ("add-a-kernel", "numpy_gemm.py", "kernel", "NumpyGemm", "kernels/layers/dense", "test_numpy_gemm.py"),
     ("add-a-target", "old_pc.py", "target", "OldPc", "hardware/targets", "test_old_pc.py"),
+    (
+        "add-an-accelerator", "ternary_array.py", "accelerator", "TernaryArray", "hardware/accelerators",
+        "test_ternary_array.py",
+    ),
 ]  # fmt: skip
 
 # Puts folders onto the paths that the registry walks (as if the files lay in the tree), lists, runs the tests.
