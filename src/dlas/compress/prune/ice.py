@@ -93,7 +93,7 @@ class Options:
     distill: bool = option(True, "add the distance to the answers of the network before pruning to the loss")
     temperature: float = option(2.0, "temperature of these answers", low=0.1)
     epochs: int = option(1, "epochs of a fine-tuning", low=1)
-    final_epochs: int = option(1, "epochs after the last step, with a cosine schedule", low=0)
+    final_epochs: int = option(4, "epochs after the last step, with a cosine schedule", low=0)
     rows: int = option(0, "training rows per epoch; 0 uses all", low=0)
     validation: float = option(
         0.1, "fraction of the rows that judge and are not trained on", low=0.01, high=0.5
