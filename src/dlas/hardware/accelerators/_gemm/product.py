@@ -61,8 +61,10 @@ class Product:
 
     def compute(self, pixels: np.ndarray) -> np.ndarray:
         """The result in NumPy, to the bit: ``(P, depth) int8`` to ``(P, channels) int8``."""
-        # Sums of int8 products are whole numbers far below 2**53: float64 multiplies them without error, and fast.
-        sums = (pixels.astype(np.float64) @ self.weights.T.astype(np.float64)).astype(np.int64)
+        # Floating point multiplies whole numbers without error as long as their sums fit its significand, and fast.
+        largest = 128 * np.abs(self.weights.astype(np.int64)).sum(1).max(initial=0)
+        kind = np.float32 if largest < 2**24 else np.float64
+        sums = (pixels.astype(kind) @ self.weights.T.astype(kind)).astype(np.int64)
         total = (sums + self.bias).astype(np.int32).astype(np.int64)  # wraps, as 32 bits do
         scaled = scale_sum(total, self.multipliers, self.shifts, self.mode)
         return np.clip(scaled + self.zero_point, self.low, self.high).astype(np.int8)
