@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from dlas.hardware.accelerator import accelerator_for
+from dlas.hardware.simulation.simulator import Simulator
 from dlas.runtime.delegate.delegate import litert_delegate
 
 litert = pytest.importorskip("ai_edge_litert.interpreter")
@@ -79,7 +81,9 @@ def test_bytes_equal_the_reference_kernels(
 @pytest.mark.slow
 def test_simulated_hardware_inside_litert(data_folder: Path) -> None:
     path = data_folder / "models" / "mlperf-tiny" / "kws_dscnn_int8.tflite"
-    model, hardware = litert_delegate("vm:units=1"), litert_delegate("vm:units=1", "rtl")
+    accelerator = accelerator_for("vm:units=1")
+    accelerator.simulator = Simulator(accelerator.design(), fast=False)
+    model, hardware = litert_delegate("vm:units=1"), litert_delegate(accelerator, "rtl")
     expected = run(path, 1, [])
     assert run(path, 1, [model]) == expected
     assert run(path, 1, [hardware]) == expected

@@ -1,0 +1,1 @@
+"""dlas's accelerators inside the LiteRT interpreter: a delegate."""
