@@ -55,7 +55,7 @@ def quantize_multiplier(real: float) -> tuple[int, int]:
 
 
 def high_product(a: np.ndarray, b: np.ndarray | int) -> np.ndarray:
-    """Upper half of twice the product of two int32, rounded half away from zero, saturated.
+    """Upper half of twice the product of two int32, rounded half up, saturated.
 
     Args:
         a: ``(...)`` int64 within int32.
@@ -64,15 +64,9 @@ def high_product(a: np.ndarray, b: np.ndarray | int) -> np.ndarray:
     Returns:
         ``(...)`` int64 within int32.
     """
+    # gemmlowp nudges by 2**30, or by 1 - 2**30 below zero, and divides towards zero: together a floor of this.
     product = np.asarray(a * np.asarray(b, np.int64))
-    nudge = product >> 63  # -1 for negative products, whose nudge is 1 - 2**30
-    nudge *= _HIGHEST
-    product += nudge
     product += 2**30
-    # Division that truncates towards zero: an arithmetic shift of a negative number rounds down.
-    np.right_shift(product, 63, out=nudge)
-    nudge &= _HIGHEST
-    product += nudge
     product >>= 31
     return np.minimum(product, _HIGHEST)
 
