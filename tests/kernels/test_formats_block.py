@@ -9,7 +9,18 @@ from dlas.core.errors import OptionError, ShapeError, UnknownNameError
 from dlas.graph.formats._ggml import TYPES
 from dlas.kernels.formats import _q4_k, block
 
-SIZES = {"Q4_0": (32, 18), "Q8_0": (32, 34), "Q4_K": (256, 144), "Q8_K": (256, 292)}
+SIZES = {
+    "Q4_0": (32, 18),
+    "Q8_0": (32, 34),
+    "Q2_K": (256, 84),
+    "Q3_K": (256, 110),
+    "Q4_K": (256, 144),
+    "Q5_K": (256, 176),
+    "Q6_K": (256, 210),
+    "Q8_K": (256, 292),
+}
+SCALES = {"Q4_0": (0, 1), "Q8_0": (0, 1), "Q2_K": (80, 2), "Q3_K": (108, 1), "Q4_K": (0, 2), "Q5_K": (0, 2),
+          "Q6_K": (208, 1)}  # fmt: skip
 
 
 def numbers(rng: np.random.Generator, *shape: int) -> np.ndarray:
@@ -19,9 +30,9 @@ def numbers(rng: np.random.Generator, *shape: int) -> np.ndarray:
 def random_blocks(rng: np.random.Generator, name: str, rows: int, count: int) -> np.ndarray:
     """Any bytes, with scales that are finite halves."""
     data = rng.integers(0, 256, (rows, count, SIZES[name][1])).astype(np.uint8)
-    scales = 2 if name == "Q4_K" else 1
+    at, scales = SCALES[name]
     halves = rng.uniform(-2, 2, (rows, count, scales)).astype(np.float16)
-    data[..., : 2 * scales] = halves.view(np.uint8)
+    data[..., at : at + 2 * scales] = halves.view(np.uint8)
     return data.reshape(rows, -1)
 
 
@@ -48,7 +59,7 @@ def test_bytes_equal_the_gguf_package(name):
     np.testing.assert_array_equal(block.dequantize(name, ours), quants.dequantize(ours, kind))
 
 
-@pytest.mark.parametrize("name", ["Q4_0", "Q8_0", "Q4_K"])
+@pytest.mark.parametrize("name", SCALES)
 def test_numbers_equal_the_gguf_package_on_random_bytes(name):
     quants = pytest.importorskip("gguf.quants", reason="the oracle is gguf")
     data = random_blocks(np.random.default_rng(1), name, 30, 2)
@@ -134,28 +145,62 @@ def test_dot_of_small_blocks(name):
             assert found.result[n, m] == total
 
 
-def test_dot_of_super_blocks():
+def integers_by_definition(name: str, b: list[int]) -> tuple[list[int], list[int], list[int]]:
+    """Code, scale and minimum of each of 256 weights, element by element after ggml's structures."""
+    codes, scales, minima = [], [], [0] * 256
+    for e in range(256):
+        half, quarter, at = e // 128, e % 128 // 32, e % 32
+        if name == "Q2_K":
+            codes.append(b[16 + 32 * half + at] >> 2 * quarter & 3)
+            scales.append(b[e // 16] & 15)
+            minima[e] = b[e // 16] >> 4
+        elif name == "Q3_K":
+            codes.append((b[32 + 32 * half + at] >> 2 * quarter & 3) - (0 if b[at] >> (e // 32) & 1 else 4))
+            s, j = b[96:108], e // 16
+            scales.append(
+                (s[j] & 15 if j < 8 else s[j - 8] >> 4) + 16 * (s[8 + j % 4] >> 2 * (j // 4) & 3) - 32
+            )
+        elif name in ("Q4_K", "Q5_K"):
+            start = 16 if name == "Q4_K" else 48
+            byte = b[start + 32 * (e // 64) + at]
+            high = 16 * (b[16 + at] >> (e // 32) & 1) if name == "Q5_K" else 0
+            codes.append((byte >> 4 if e % 64 >= 32 else byte & 15) + high)
+            s, j = b[4:16], e // 32
+            scales.append(s[j] & 63 if j < 4 else (s[j + 4] & 15) + 16 * (s[j - 4] >> 6))
+            minima[e] = s[j + 4] & 63 if j < 4 else (s[j + 4] >> 4) + 16 * (s[j] >> 6)
+        else:
+            low = b[64 * half + 32 * (quarter % 2) + at]
+            top = b[128 + 32 * half + at] >> 2 * quarter & 3
+            codes.append((low >> 4 if quarter >= 2 else low & 15) + 16 * top - 32)
+            scales.append(b[192 + e // 16] - 256 * (b[192 + e // 16] >> 7))
+    return codes, scales, minima
+
+
+@pytest.mark.parametrize("name", ["Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K"])
+def test_dot_of_super_blocks(name):
     rng = np.random.default_rng(7)
-    w = random_blocks(rng, "Q4_K", 3, 2)
+    w = random_blocks(rng, name, 3, 2)
     a = block.quantize("Q8_K", numbers(rng, 2, 512))
-    found = block.dot("Q4_K", w, a)
+    found = block.dot(name, w, a)
     for n in range(2):
         for m in range(3):
             for b in range(2):
                 wb, ab = w[m].reshape(2, -1)[b], a[n].reshape(2, -1)[b]
-                s = wb[4:16].tolist()
-                scales = [v & 63 for v in s[:4]] + [(s[i + 8] & 15) | s[i] >> 6 << 4 for i in range(4)]
-                minima = [v & 63 for v in s[4:8]] + [s[i + 8] >> 4 | s[i + 4] >> 6 << 4 for i in range(4)]
+                codes, scales, minima = integers_by_definition(name, wb.tolist())
                 q = ab[4:260].view(np.int8).tolist()
-                codes = [0] * 256
-                for g in range(4):
-                    for at in range(32):
-                        codes[64 * g + at] = int(wb[16 + 32 * g + at] & 15)
-                        codes[64 * g + 32 + at] = int(wb[16 + 32 * g + at] >> 4)
-                assert found.sums[n, m, b] == sum(scales[e // 32] * codes[e] * q[e] for e in range(256))
-                assert found.minima[n, m, b] == sum(minima[e // 32] * q[e] for e in range(256))
-    real = block.dequantize("Q8_K", a).astype(float) @ block.dequantize("Q4_K", w).astype(float).T
-    np.testing.assert_allclose(found.result, real, rtol=1e-4, atol=1e-3 * np.abs(real).max())
+                assert found.sums[n, m, b] == sum(s * c * v for s, c, v in zip(scales, codes, q, strict=True))
+                assert found.minima[n, m, b] == sum(s * v for s, v in zip(minima, q, strict=True))
+    real = block.dequantize("Q8_K", a).astype(float) @ block.dequantize(name, w).astype(float).T
+    np.testing.assert_allclose(found.result, real, rtol=1e-4, atol=1e-6 * np.abs(real).max())
+
+
+def test_dot_is_the_same_in_parts(monkeypatch):
+    rng = np.random.default_rng(9)
+    w, a = random_blocks(rng, "Q2_K", 11, 2), block.quantize("Q8_K", numbers(rng, 3, 512))
+    whole = block.dot("Q2_K", w, a)
+    monkeypatch.setattr(block, "_AT_ONCE", 3 * 512)
+    for one, other in zip(whole, block.dot("Q2_K", w, a), strict=True):
+        np.testing.assert_array_equal(one, other)
 
 
 def test_dot_approaches_the_real_product():
@@ -191,6 +236,8 @@ def test_quantize_refuses(x, named):
 
 
 def test_the_rest_refuses():
+    with pytest.raises(OptionError, match="a format that dlas packs"):
+        block.quantize("Q2_K", np.zeros(256, np.float32))
     with pytest.raises(UnknownNameError, match="Q4_K"):
         block.quantize("Q4K", np.zeros(256, np.float32))
     with pytest.raises(ShapeError, match="multiple of 18"):

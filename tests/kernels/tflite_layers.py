@@ -11,8 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from dlas.graph.formats.tflite.padding import explicit_pads
+from dlas.graph.formats.tflite.padding import explicit_pads, transposed_pads
 from dlas.kernels.reference import quantized, quantized_elementwise
+from dlas.kernels.reference.quantized_transpose import transpose_conv2d
 from dlas.kernels.reference.requantize import Requantization, activation_range
 
 ACTIVATION = {0: "none", 1: "relu", 2: "relu-n1-to-1", 3: "relu6"}
@@ -125,6 +126,23 @@ def _conv(layer: Layer, rounding: str) -> np.ndarray:
     )  # fmt: skip
 
 
+def _transposed(layer: Layer, rounding: str) -> np.ndarray:
+    """The output's size is the first input."""
+    w, x, b = (*layer.inputs[1:], None)[:3]
+    assert x is not None
+    assert w is not None
+    o, size = layer.options, layer.output.data.shape[1:3]
+    strides, kernel = (o.strideH, o.strideW), w.data.shape[1:3]
+    pads, _ = transposed_pads(
+        "SAME" if o.padding == 0 else "VALID", x.data.shape[1:3], kernel, strides, (1, 1), size
+    )
+    found = Layer(layer.op, o, [x, w, b], layer.output)
+    return transpose_conv2d(
+        x.data, w.data, None if b is None else b.data, _requantization(found, rounding),
+        x_zero_point=x.zero_point, size=size, strides=strides, begins=pads[:2],
+    )  # fmt: skip
+
+
 def _fully_connected(layer: Layer, rounding: str) -> np.ndarray:
     x, w, b = (*layer.inputs, None)[:3]
     assert x is not None
@@ -205,6 +223,7 @@ def _dequantize(layer: Layer, rounding: str) -> np.ndarray:
 _COMPUTE = {
     "CONV_2D": _conv,
     "DEPTHWISE_CONV_2D": _conv,
+    "TRANSPOSE_CONV": _transposed,
     "FULLY_CONNECTED": _fully_connected,
     "AVERAGE_POOL_2D": _pool,
     "MAX_POOL_2D": _pool,

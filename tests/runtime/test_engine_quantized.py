@@ -9,6 +9,7 @@ from dlas.core.errors import OptionError
 from dlas.kernels.extension import native
 from dlas.kernels.kernel import Context, Node, Operand
 from dlas.kernels.reference import quantized
+from dlas.kernels.reference.quantized_transpose import transpose_conv2d
 from dlas.kernels.reference.requantize import Requantization
 from dlas.runtime.engine.network import Call, Network
 from dlas.runtime.engine.program import Bound, Program
@@ -141,3 +142,77 @@ def test_another_scale_and_a_relu_are_tables():
     assert dict(network.count()) == {"QTable": 1}
     found = run(network, np.array([[-128, 2, 32, 127]], np.int8))
     np.testing.assert_array_equal(found, [[-5, -5, 5, 37]])
+
+
+def upsampling(
+    kernel: int = 3, act: str = ""
+) -> tuple[Network, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """A transposed convolution between conversions, and an activation behind it with one of its own."""
+    rng = np.random.default_rng(0)
+    b = Builder()
+    w = rng.integers(-127, 128, (6, 5, kernel, kernel)).astype(np.int8)
+    bias = rng.integers(-500, 500, 5).astype(np.int32)
+    steps = rng.uniform(0.001, 0.01, 5).astype(np.float32)
+    x = b.dequantize("x", Operand((1, 6, 4, 4), "int8"), 0.1, 7)
+    b.dequantize("w", Operand.of(w), steps, axis=1)
+    b.dequantize("b", Operand.of(bias), np.float32(0.1) * steps, axis=0)
+    window = {
+        "kernel_shape": (kernel,) * 2,
+        "strides": (2, 2),
+        "dilations": (1, 1),
+        "pads": (0, 0, 1, 1),
+        "group": 1,
+    }
+    size = 3 * 2 + kernel - 1
+    inputs = {"x/real": x, "w/real": Operand(w.shape), "b/real": Operand((5,))}
+    out = b.quantize(
+        "t", b.add("ConvTranspose", inputs, "t", Operand((1, 5, size, size)), **window), "y", 0.05, -3
+    )
+    if act:
+        b.dequantize("y", out, 0.05, -3)
+        more = {"alpha": 0.2} if act == "LeakyRelu" else {}
+        real = b.add(act, {"y/real": Operand(out.shape)}, "a", Operand(out.shape), **more)
+        out = b.quantize("a", real, "z", 1 / 128, 0)
+    name = "z" if act else "y"
+    network = Network("n", tuple(b.calls), {"x": Operand((1, 6, 4, 4), "int8")}, {name: out})
+    return network, rng.integers(-128, 128, (1, 6, 4, 4)).astype(np.int8), w, bias, steps
+
+
+@needs_native
+@pytest.mark.parametrize("rounding", ["double", "single", "xnnpack"])
+def test_a_transposed_convolution_becomes_one_operator(rounding: str):
+    network, x, w, bias, steps = upsampling()
+    lowered = lower_quantized(network, rounding)
+    assert dict(lowered.count()) == {"QConvTranspose": 1}
+    assert lowered.calls[0].node.macs == x.size * 5 * 9
+    factors = Requantization.of(0.1, steps, 0.05, -3, rounding=rounding)
+    expected = transpose_conv2d(
+        x.transpose(0, 2, 3, 1),
+        w.transpose(1, 2, 3, 0),
+        bias,
+        factors,
+        x_zero_point=7,
+        strides=(2, 2),
+        size=(8, 8),
+    )
+    np.testing.assert_array_equal(run(lowered, x).transpose(0, 2, 3, 1), expected)
+
+
+def test_transposed_convolutions_that_stay_real():
+    assert lower_quantized(upsampling()[0], "onnx").count()["ConvTranspose"] == 1
+    assert lower_quantized(upsampling(kernel=1)[0], "xnnpack").count()["ConvTranspose"] == 1
+    assert lower_quantized(upsampling(kernel=1)[0], "double").count()["QConvTranspose"] == 1
+
+
+@needs_native
+@pytest.mark.parametrize(
+    ("act", "function"), [("LeakyRelu", lambda v: np.where(v < 0, 0.2 * v, v)), ("Tanh", np.tanh)]
+)
+def test_curved_activations_are_tables(act: str, function):
+    network, x, *_ = upsampling(act=act)
+    lowered = lower_quantized(network)
+    assert dict(lowered.count()) == {"QConvTranspose": 1, "QTable": 1}
+    before = run(lower_quantized(upsampling()[0]), x)
+    wanted = np.clip(np.rint(function((before + 3.0) * np.float32(0.05)) * 128), -128, 127)
+    assert np.abs(run(lowered, x) - wanted).max() <= 1
+    assert lower_quantized(network, "xnnpack").count()[act] == 1

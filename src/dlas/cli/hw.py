@@ -40,6 +40,7 @@ def add_to(app: typer.Typer) -> None:
     group.command("list")(list_accelerators)
     group.command("run")(run)
     group.command("verify")(verify)
+    group.command("area")(area)
     group.command("verilog")(verilog)
     group.command("new")(new)
     app.add_typer(group, name="hw")
@@ -167,6 +168,56 @@ def verify(
             say(line)
         say(f"{found.accelerator}: {len(found.failures)} differences on {found.trials} layers")
     return 0 if found.passed else 1
+
+
+def area(
+    accelerators: Annotated[
+        list[str], typer.Argument(help="Accelerators with their options, such as vm:units=4.")
+    ],
+    family: Annotated[str, typer.Option(help="FPGA family: xc7 or ecp5.")] = "xc7",
+    nodsp: Annotated[bool, typer.Option("--nodsp", help="Build multipliers from LUTs.")] = False,
+    fmax: Annotated[bool, typer.Option("--fmax", help="Also place and route on an ECP5 (minutes).")] = False,
+    json: Json = False,
+) -> None:
+    """Area by Yosys, whether boards hold it, and with --fmax the clock that nextpnr reaches on an ECP5."""
+    from dlas.hardware.accelerator import accelerator_for
+    from dlas.hardware.synthesis.area import area as area_of
+    from dlas.hardware.synthesis.boards import BOARDS, fits
+    from dlas.hardware.synthesis.fmax import fmax as clock_of
+
+    chosen = [accelerator_for(text) for text in accelerators]
+    found = []
+    for accelerator in chosen:
+        say(f"  {accelerator.spelled()}: Yosys")
+        taken = area_of(accelerator, family=family, nodsp=nodsp)
+        boards = [fits(taken, board) for board in BOARDS.values() if board.family == family]
+        clock = None
+        if fmax:
+            say(f"  {accelerator.spelled()}: nextpnr")
+            clock = clock_of(accelerator)
+        found.append((accelerator.spelled(), taken, boards, clock))
+    if json:
+        write_json([
+            {
+                "accelerator": name,
+                "area": taken.to_dict(),
+                "boards": [board.to_dict() for board in boards],
+                **({} if clock is None else {"fmax": clock.to_dict()}),
+            }
+            for name, taken, boards, clock in found
+        ])  # fmt: skip
+        return
+    columns = ("accelerator", "LUTs", "flip-flops", "carries", "DSPs", "BRAM tiles", "fits", "MHz")
+    rows = []
+    for name, taken, boards, clock in found:
+        fit = ", ".join(f"{b.board.name} {'yes' if b.fits else 'no: ' + b.reason}" for b in boards)
+        mhz = "" if clock is None else figure_text(next(iter(clock.figures.values())))
+        counts = [f"{n:,}" for n in (taken.luts, taken.flip_flops, taken.carries, taken.dsps)]
+        rows.append((name, *counts, f"{taken.bram_tiles:g}", fit, mhz))
+    write_table(columns, rows)
+    say(f"area estimated for {family} by {found[0][1].flow}")
+    if fmax:
+        say("clock estimated for an ECP5 by nextpnr, out of context: open tools give none for 7 series")
 
 
 def verilog(

@@ -110,7 +110,7 @@ class Node:
         size = self.output.size
         if self.op in _BY_WEIGHT:
             return size * math.prod(self.operand(_BY_WEIGHT[self.op]).shape[1:])
-        if self.op == "ConvTranspose":
+        if self.op in ("ConvTranspose", "QConvTranspose"):
             return self.operand(0).size * math.prod(self.operand(1).shape[1:])
         if self.op in _RECURRENT:
             steps = math.prod(self.operand(0).shape[:2])

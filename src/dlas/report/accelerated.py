@@ -93,7 +93,7 @@ def _timeline(found: AcceleratedRun) -> tuple[list[tuple[str, float]], list[_Bar
 def _row(layer: Placed, whole: int) -> dict[str, object]:
     cycles = layer.cycles
     if layer.reason:
-        blank = dict.fromkeys(("cycles", "busy", "used", "counters"), "")
+        blank: dict[str, object] = dict.fromkeys(("cycles", "busy", "used", "counters"), "")
         return {
             "name": layer.name,
             "op": layer.op,

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 class VmShiftOptions:
     """Options of the shift unit."""
 
-    method: str = option("apot", "levels of the weights", choices=METHODS)
+    method: str = option("apot", "levels of the weights", choices=tuple(METHODS))
     semantics: str = option(
         "true",
         "of the weights: the levels themselves, or the int8 numbers that stand for them (po2 only: 128 stored as 127)",

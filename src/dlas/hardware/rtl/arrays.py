@@ -59,7 +59,10 @@ class SumArray(wiring.Component):
 class VectorArray(SumArray):
     """Vector multiply-accumulators (SECDA): a tree adds ``depth`` products, then one adder per sum accumulates."""
 
-    latency = 3
+    @property
+    def latency(self) -> int:
+        """A register each for products, tree and sums."""
+        return 3
 
     def product(self, code: Value, pixel: Value) -> Value:
         """The signed product of a weight and a pixel, combinational."""
@@ -106,8 +109,9 @@ class SystolicArray(SumArray):
             weight = _delayed(m, self.code(0, r, 0), r, f"weight_{r}")
             row = []
             for c in range(self.columns):
+                first, enable, last = diagonals[r + c]
                 product = _register(m, weight.as_signed() * pixels[c].as_signed(), f"product_{r}_{c}")
-                row.append(_accumulated(m, product, *diagonals[r + c], f"{r}_{c}"))
+                row.append(_accumulated(m, product, first, enable, last, f"{r}_{c}"))
                 weight = _register(m, weight, f"right_{r}_{c}")
                 pixels[c] = _register(m, pixels[c], f"down_{r}_{c}")
             held.append(row)

@@ -5,11 +5,15 @@ The twin in NumPy is :mod:`dlas.kernels.reference.requantize`; its docstring say
 
 from __future__ import annotations
 
-from amaranth.hdl import Cat, Const, Module, Mux, Signal, signed
+from itertools import pairwise
+
+from amaranth.hdl import Cat, Const, Module, Mux, Signal, Value, signed
 from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 
 from dlas.hardware.rtl.sizes import MODES, REQUANTIZE_LATENCY
+
+_KEPT = 10  # bits of a scaled sum: what needs more is beyond the bounds of a byte, whatever the zero point
 
 
 class Requantize(wiring.Component):
@@ -50,60 +54,67 @@ class Requantize(wiring.Component):
         # 1: the bias; 2: the left shift of `double`; 3: the product
         multiplier, shift = (
             [Signal(signed(32), name=f"multiplier_{i}") for i in range(2)],
-            [Signal(signed(8), name=f"shift_{i}") for i in range(4)],
+            [Signal(signed(8), name=f"shift_{i}") for i in range(3)],
         )
         m.d.sync += [
             multiplier[0].eq(self.multiplier),
             multiplier[1].eq(multiplier[0]),
             shift[0].eq(self.shift),
         ]
-        m.d.sync += [late.eq(soon) for soon, late in zip(shift, shift[1:])]
+        m.d.sync += [late.eq(soon) for soon, late in pairwise(shift)]
         twice = self._is("double")
+        by, half, rest, above = self._masks(m, shift[2], twice)
         for lane in range(self.lanes):
             total, left = (Signal(signed(32), name=n, reset_less=True) for n in ("total", "left"))
-            product = Signal(signed(64), reset_less=True)
+            product, value = (Signal(signed(w), reset_less=True) for w in (64, self._width))
             m.d.sync += total.eq(self.sums[lane] + self.bias)
             if "double" in self.modes:
-                by = Mux(twice & (shift[0] > 0), shift[0], 0).as_unsigned()[:5]
-                m.d.sync += left.eq((total << by)[:32].as_signed())
+                to_left = Mux(twice & (shift[0] > 0), shift[0], 0).as_unsigned()[:5]
+                m.d.sync += left.eq((total << to_left)[:32].as_signed())
             else:
                 m.d.sync += left.eq(total)
             m.d.sync += product.eq(left * multiplier[1])
-            value, by = self._value(m, product, shift[2], twice)
-            m.d.sync += self._rounded(m, value, by, lane)
+            # 4: the nudge of `double` and its division that truncates towards zero, which together round halves up
+            high = (product + 2**30) >> 31 if "double" in self.modes else product
+            m.d.sync += value.eq(Mux(twice, high, product))
+            m.d.sync += self._rounded(m, value, by, half, rest, above, lane)
         return m
 
-    def _is(self, mode: str) -> object:
+    @property
+    def _width(self) -> int:
+        return 34 if self.modes == ("double",) else 64
+
+    def _is(self, mode: str) -> Value:
         if mode not in self.modes:
             return Const(0, 1)
         return Const(1, 1) if len(self.modes) == 1 else self.mode == MODES.index(mode)
 
-    def _value(self, m: Module, product: Signal, shift: Signal, twice: object) -> tuple[Signal, Signal]:
-        """4: what is shifted, and by how much."""
-        width = 32 if self.modes == ("double",) else 64
-        value, by = Signal(signed(width), reset_less=True), Signal(6, reset_less=True)
-        whole, once = product, (31 - shift).as_unsigned()[:6]
-        if "double" in self.modes:
-            nudged = Signal(signed(65))
-            m.d.comb += nudged.eq(product + Mux(product < 0, 1 - 2**30, 2**30))
-            # A division that truncates towards zero: a shift rounds down.
-            high = Signal(signed(34))
-            m.d.comb += high.eq((nudged + Mux(nudged < 0, 2**31 - 1, 0)) >> 31)
-            saturated = Mux(high > 2**31 - 1, 2**31 - 1, high)
-            left_over = Mux(shift < 0, -shift, 0).as_unsigned()[:6]
-            whole, once = Mux(twice, saturated, whole), Mux(twice, left_over, once)
-        m.d.sync += [value.eq(whole), by.eq(once)]
-        return value, by
+    def _masks(self, m: Module, shift: Signal, twice: Value) -> tuple[Signal, ...]:
+        """4, for all lanes: by how much to shift; the highest bit that falls off, those below, those beyond `_KEPT`."""
+        by, (half, rest, above) = Signal(6), (Signal(self._width, name=n) for n in ("half", "rest", "above"))
+        amount, bit = Signal(6), Signal(self._width)
+        once, left_over = (31 - shift).as_unsigned()[:6], Mux(shift < 0, -shift, 0).as_unsigned()[:6]
+        m.d.comb += [amount.eq(Mux(twice, left_over, once)), bit.eq(Const(1, 1) << amount)]
+        m.d.sync += [
+            by.eq(amount), half.eq(bit >> 1), rest.eq((bit >> 1) - 1), above.eq(-(bit << (_KEPT - 1))),
+        ]  # fmt: skip
+        return by, half, rest, above
 
-    def _rounded(self, m: Module, value: Signal, by: Signal, lane: int) -> list:
+    def _rounded(
+        self, m: Module, value: Signal, by: Signal, half: Signal, rest: Signal, above: Signal, lane: int
+    ) -> list:
         """5: the shift with its rounding; 6: zero point and bounds."""
-        shifted, more = Signal(value.shape(), reset_less=True), Signal(reset_less=True)
-        below = Signal(len(value))  # what falls off, its highest bit at the top
-        m.d.comb += below.eq((Cat(Const(0, len(value)), value) >> by)[: len(value)])
-        half, rest = below[-1], below[:-1].any()
-        up = Mux(self._is("single"), half, half & (rest | (value >= 0)))
-        m.d.sync += [shifted.eq(value >> by), more.eq(up)]
-        result = Signal(signed(len(value) + 2))
-        m.d.comb += result.eq(shifted + more.as_unsigned() + self.zero_point)
-        bounded = Mux(result < self.low, self.low, Mux(result > self.high, self.high, result))
+        kept, coarse = Signal(signed(_KEPT), reset_less=True), Signal(_KEPT + 7)
+        more, beyond, negative = (Signal(name=n, reset_less=True) for n in ("more", "beyond", "negative"))
+        m.d.comb += coarse.eq(value >> Cat(Const(0, 3), by[3:]))
+        tie = (value & half).any()
+        up = Mux(self._is("single"), tie, tie & ((value & rest).any() | ~value[-1]))
+        m.d.sync += [
+            kept.eq(coarse >> by[:3]), more.eq(up), negative.eq(value[-1]),
+            beyond.eq(((value ^ value[-1].replicate(len(value))) & above).any()),
+        ]  # fmt: skip
+        result = Signal(signed(_KEPT + 1))
+        m.d.comb += result.eq(kept + more + self.zero_point)
+        too_low, too_high = (result < self.low) & ~beyond, (result > self.high) & ~beyond
+        bounded = Mux(too_low | (beyond & negative), self.low, Mux(too_high | beyond, self.high, result))
         return [self.bytes[lane].eq(bounded)]

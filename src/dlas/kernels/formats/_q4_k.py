@@ -35,15 +35,6 @@ def unpack_codes(data: np.ndarray) -> np.ndarray:
     return np.concatenate([pairs & 15, pairs >> 4], axis=2).reshape(-1, 256)
 
 
-def dequantize(data: np.ndarray) -> np.ndarray:
-    """``(B, 144)`` uint8 to ``(B, 256)`` float32, in the order of operations that ggml has."""
-    d, dmin = _halves(data)
-    scales, minima = unpack_scales(data)
-    steps = (d * scales.astype(np.float32))[:, :, None]
-    below = (dmin * minima.astype(np.float32))[:, :, None]
-    return (steps * unpack_codes(data).reshape(-1, 8, 32).astype(np.float32) - below).reshape(-1, 256)
-
-
 def quantize(blocks: np.ndarray) -> np.ndarray:
     """``(B, 256)`` float32 to ``(B, 144)`` uint8 by a search over ranges; not ggml's bytes, but as near."""
     x = blocks.reshape(-1, 8, 32).astype(np.float64)
@@ -93,8 +84,3 @@ def _fit(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         best_scale, best_low = np.where(better, scale, best_scale), np.where(better, floor, best_low)
         best_error = np.where(better, error, best_error)
     return best_scale, -best_low
-
-
-def _halves(data: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    found = np.ascontiguousarray(data[:, :4]).view("<f2").astype(np.float32)
-    return found[:, :1], found[:, 1:]

@@ -1,4 +1,4 @@
-"""Blocks of weights with shared scales, byte for byte as ggml stores them: Q4_0, Q8_0, Q4_K, and Q8_K for activations.
+"""Blocks of weights with shared scales, byte for byte as ggml stores them; Q8_K is the one of activations.
 
 A row of ``(..., K)`` numbers becomes a row of bytes, block after block, little-endian. The integer sums of :func:`dot`
 are the contract between this file, a native kernel and a model of an accelerator: they agree to the bit.
@@ -15,6 +15,7 @@ import numpy as np
 
 from dlas.core.errors import OptionError, ShapeError, UnknownNameError
 from dlas.kernels.formats import _q4_k
+from dlas.kernels.formats._k_quants import K_QUANTS
 
 
 @dataclass(frozen=True)
@@ -26,16 +27,21 @@ class BlockFormat:
         elements: Numbers per block.
         nbytes: Bytes per block.
         activations: Format of the activations it is multiplied with.
-        quantize: ``(B, elements)`` float32 to ``(B, nbytes)`` uint8.
+        quantize: ``(B, elements)`` float32 to ``(B, nbytes)`` uint8; None where blocks are read, never made.
         dequantize: ``(B, nbytes)`` uint8 to ``(B, elements)`` float32.
+        halves: Bytes at which the half-precision scales stand.
     """
 
     name: str
     elements: int
     nbytes: int
     activations: str
-    quantize: Callable[[np.ndarray], np.ndarray]
+    quantize: Callable[[np.ndarray], np.ndarray] | None
     dequantize: Callable[[np.ndarray], np.ndarray]
+    halves: tuple[int, ...] = (0,)
+
+
+_AT_ONCE = 2**22  # weights that are spread to float64 together
 
 
 class Dot(NamedTuple):
@@ -72,9 +78,13 @@ def quantize(name: str, x: np.ndarray) -> np.ndarray:
     Raises:
         UnknownNameError: There is no such format.
         ShapeError: ``x`` is no float32, or K is not a multiple of the block.
-        OptionError: ``x`` holds NaN, an infinity or a number so large that its scale is no half.
+        OptionError: ``x`` holds NaN, an infinity or a number so large that its scale is no half; or dlas only reads
+            blocks of this format.
     """
     kind = block_format(name)
+    if kind.quantize is None:
+        packed = ", ".join(f.name for f in BLOCK_FORMATS.values() if f.quantize)
+        raise OptionError("name", name, f"a format that dlas packs: {packed}")
     if not isinstance(x, np.ndarray) or x.dtype != np.float32 or not x.ndim:
         raise ShapeError(f"x is {getattr(x, 'dtype', type(x).__name__)}, expected an array of float32")
     blocks = _split(x, kind.elements, f"numbers of a {name} row")
@@ -82,9 +92,28 @@ def quantize(name: str, x: np.ndarray) -> np.ndarray:
         raise OptionError("x", "NaN or infinity", "finite numbers")
     with np.errstate(over="ignore", invalid="ignore"):
         found = kind.quantize(blocks)
-    if name != "Q8_K" and not np.isfinite(_half(found[:, : 4 if name == "Q4_K" else 2])).all():
+    if not np.isfinite(scales_of(name, found)).all():
         raise OptionError("x", float(np.abs(x).max()), f"numbers whose {name} scale is at most 65504")
     return found.reshape(*x.shape[:-1], -1)
+
+
+def scales_of(name: str, data: np.ndarray) -> np.ndarray:
+    """The half-precision scales of blocks, which make numbers of the integers.
+
+    Args:
+        name: One of ``BLOCK_FORMATS``.
+        data: ``(..., KB * nbytes)`` uint8.
+
+    Returns:
+        ``(blocks, scales per block)`` float32; no columns for Q8_K, whose scale is a float32.
+
+    Raises:
+        UnknownNameError, ShapeError: As for :func:`dequantize`.
+    """
+    kind = block_format(name)
+    blocks = _bytes(kind, data)
+    found = [_half(blocks[:, at : at + 2]) for at in kind.halves]
+    return np.concatenate(found, axis=1) if found else np.zeros((len(blocks), 0), np.float32)
 
 
 def dequantize(name: str, data: np.ndarray) -> np.ndarray:
@@ -110,7 +139,7 @@ def dot(name: str, weights: np.ndarray, activations: np.ndarray) -> Dot:
     """Products of rows, in the integers of the blocks.
 
     Args:
-        name: Format of the weights: ``Q4_0``, ``Q8_0`` (activations in Q8_0) or ``Q4_K`` (activations in Q8_K).
+        name: Format of the weights: ``Q4_0``, ``Q8_0`` (activations in Q8_0) or a K-quant (activations in Q8_K).
         weights: ``(M, KB * nbytes)`` uint8.
         activations: ``(N, KB * nbytes)`` uint8 in the format that ``name`` is multiplied with.
 
@@ -122,52 +151,85 @@ def dot(name: str, weights: np.ndarray, activations: np.ndarray) -> Dot:
         ShapeError: The rows do not hold the same number of whole blocks.
         OptionError: ``name`` is no format of weights.
     """
-    kind = block_format(name)
-    if name == "Q8_K":
-        raise OptionError("name", name, "a format of weights: Q4_0, Q8_0 or Q4_K")
-    partner = BLOCK_FORMATS[kind.activations]
-    rows, columns = len(weights), len(activations)
-    w, a = _bytes(kind, weights, 2), _bytes(partner, activations, 2)
-    count = weights.shape[1] // kind.nbytes
-    if activations.shape[1] // partner.nbytes != count:
-        raise ShapeError(
-            f"the weights have {count} blocks per row, the activations {activations.shape[1] // partner.nbytes}"
-        )
-    if name == "Q4_K":
-        sums, minima, scale, below = _dot_q4_k(w, a, rows, columns, count)
-    else:
+    w, a, (rows, columns, count) = _rows(name, weights, activations)
+    sums, minima = np.zeros((2, columns, rows, count), np.int32)
+    chunk = max(1, _AT_ONCE // (count * block_format(name).elements))
+    for first in range(0, rows, chunk):
+        span = slice(first, first + chunk)
+        part = w[first * count : (first + chunk) * count]
+        sums[:, span], minima[:, span] = _integers(name, part, a, (len(part) // count, columns, count))
+    return Dot(sums, minima, combine(name, weights, activations, sums, minima))
+
+
+def _integers(
+    name: str, w: np.ndarray, a: np.ndarray, shape: tuple[int, int, int]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Sums and minima of :class:`Dot`."""
+    if name not in K_QUANTS:
         codes = _q4_0_codes(w) if name == "Q4_0" else w[:, 2:].view(np.int8)
-        sums = _products(codes, a[:, 2:].view(np.int8), rows, columns, count)
-        minima = np.zeros_like(sums)
-        scale = _outer(_half(w[:, :2]), _half(a[:, :2]), rows, columns, count)
-        below = np.zeros_like(scale)
+        sums = _products(codes, a[:, 2:].view(np.int8), *shape)
+        return sums, np.zeros_like(sums)
+    codes, small = K_QUANTS[name].scaled(w)
+    sums = _products(codes, a[:, 4:260].view(np.int8), *shape)
+    if small is None:
+        return sums, np.zeros_like(sums)
+    return sums, _products(small, np.ascontiguousarray(a[:, 260:]).view("<i2"), *shape)
+
+
+def combine(
+    name: str, weights: np.ndarray, activations: np.ndarray, sums: np.ndarray, minima: np.ndarray
+) -> np.ndarray:
+    """The float32 part of :func:`dot`, for integer sums that something else computed.
+
+    Args:
+        name: Format of the weights.
+        weights: As for :func:`dot`; only the scales are looked at.
+        activations: As for :func:`dot`.
+        sums: ``(N, M, KB)`` int32.
+        minima: ``(N, M, KB)`` int32.
+
+    Returns:
+        ``(N, M)`` float32: the blocks, scaled and added in float32 in increasing k.
+
+    Raises:
+        UnknownNameError, ShapeError, OptionError: As for :func:`dot`.
+    """
+    w, a, (rows, columns, count) = _rows(name, weights, activations)
+    if name in K_QUANTS:
+        d, dmin = K_QUANTS[name].factors(w)
+        d_a = np.ascontiguousarray(a[:, :4]).view("<f4")
+    else:
+        d, d_a = _half(w[:, :2]), _half(a[:, :2])
+        dmin = np.zeros_like(d)
+    scale, below = (_outer(v, d_a, rows, columns, count) for v in (d, dmin))
     result = np.zeros((columns, rows), np.float32)
     for block in range(count):
         result += sums[..., block].astype(np.float32) * scale[..., block]
         result -= minima[..., block].astype(np.float32) * below[..., block]
-    return Dot(sums.astype(np.int32), minima.astype(np.int32), result)
+    return result
 
 
-def _dot_q4_k(
-    w: np.ndarray, a: np.ndarray, rows: int, columns: int, count: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    scales, minima = _q4_k.unpack_scales(w)
-    codes = _q4_k.unpack_codes(w).reshape(-1, 8, 32) * scales[:, :, None].astype(np.int64)
-    d_a = np.ascontiguousarray(a[:, :4]).view("<f4")
-    sums_of_16 = np.ascontiguousarray(a[:, 260:]).view("<i2")
-    return (
-        _products(codes.reshape(-1, 256), a[:, 4:260].view(np.int8), rows, columns, count),
-        _products(np.repeat(minima, 2, axis=1), sums_of_16, rows, columns, count),
-        _outer(_half(w[:, :2]), d_a, rows, columns, count),
-        _outer(_half(w[:, 2:4]), d_a, rows, columns, count),
-    )
+def _rows(
+    name: str, weights: np.ndarray, activations: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, tuple[int, int, int]]:
+    """Blocks of both operands, one per row of bytes, with M, N and KB."""
+    kind = block_format(name)
+    if name == "Q8_K":
+        others = ", ".join(n for n in BLOCK_FORMATS if n != name)
+        raise OptionError("name", name, f"a format of weights: {others}")
+    partner = BLOCK_FORMATS[kind.activations]
+    w, a = _bytes(kind, weights, 2), _bytes(partner, activations, 2)
+    count, other = weights.shape[1] // kind.nbytes, activations.shape[1] // partner.nbytes
+    if other != count:
+        raise ShapeError(f"the weights have {count} blocks per row, the activations {other}")
+    return w, a, (len(weights), len(activations), count)
 
 
 def _products(w: np.ndarray, a: np.ndarray, rows: int, columns: int, count: int) -> np.ndarray:
-    """``(N, M, KB)`` int64 sums of products within blocks; float64 holds them exactly."""
+    """``(N, M, KB)`` int32 sums of products within blocks; float64 holds them exactly."""
     left = w.astype(np.float64).reshape(rows, count, -1).transpose(1, 0, 2)
     right = a.astype(np.float64).reshape(columns, count, -1).transpose(1, 2, 0)
-    return (left @ right).transpose(2, 1, 0).astype(np.int64)
+    return (left @ right).transpose(2, 1, 0).astype(np.int32)
 
 
 def _outer(w: np.ndarray, a: np.ndarray, rows: int, columns: int, count: int) -> np.ndarray:
@@ -254,7 +316,18 @@ BLOCK_FORMATS: Mapping[str, BlockFormat] = {
     for kind in (
         BlockFormat("Q4_0", 32, 18, "Q8_0", _quantize_q4_0, _dequantize_q4_0),
         BlockFormat("Q8_0", 32, 34, "Q8_0", _quantize_q8_0, _dequantize_q8_0),
-        BlockFormat("Q4_K", 256, 144, "Q8_K", _q4_k.quantize, _q4_k.dequantize),
-        BlockFormat("Q8_K", 256, 292, "Q8_K", _quantize_q8_k, _dequantize_q8_k),
+        *(
+            BlockFormat(
+                k.name,
+                256,
+                k.nbytes,
+                "Q8_K",
+                _q4_k.quantize if k.name == "Q4_K" else None,
+                k.dequantize,
+                k.halves,
+            )
+            for k in K_QUANTS.values()
+        ),
+        BlockFormat("Q8_K", 256, 292, "Q8_K", _quantize_q8_k, _dequantize_q8_k, ()),
     )
 }

@@ -121,6 +121,31 @@ def requantization_table(
     return np.clip(found + y.zero_point, low, high).astype(y.dtype).view(np.uint8)
 
 
+def leaky_table(x: Grid, y: Grid, alpha: float, rounding: str) -> np.ndarray:
+    """LeakyRelu for every input byte, ``(256,) uint8``: a factor for each side of zero, as TFLite rounds."""
+    raw = np.arange(256, dtype=np.uint8)
+    values = raw.view(x.dtype).astype(np.int64) - x.zero_point
+    above = float(np.float32(x.scale) / np.float32(y.scale))
+    below = float(np.float32(x.scale) * np.float32(alpha) / np.float32(y.scale))
+    found = np.where(
+        values >= 0,
+        scale_sum(values, *quantize_multiplier(above), rounding),
+        scale_sum(values, *quantize_multiplier(below), rounding),
+    )
+    limits = np.iinfo(y.dtype)
+    return np.clip(found + y.zero_point, limits.min, limits.max).astype(y.dtype).view(np.uint8)
+
+
+def tanh_table(x: Grid, y: Grid) -> np.ndarray:
+    """Tanh for every input byte, ``(256,) uint8``: in float32, halves away from zero, as TFLite fills its table."""
+    raw = np.arange(256, dtype=np.uint8)
+    values = np.float32(x.scale) * (raw.view(x.dtype).astype(np.float32) - np.float32(x.zero_point))
+    scaled = np.tanh(values) * (np.float32(1) / np.float32(y.scale))
+    found = np.sign(scaled) * np.floor(np.abs(scaled) + np.float32(0.5)) + y.zero_point
+    limits = np.iinfo(y.dtype)
+    return np.clip(found, limits.min, limits.max).astype(y.dtype).view(np.uint8)
+
+
 def _away(value: np.floating) -> int:
     """Nearest integer, halves away from zero."""
     return int(math.copysign(math.floor(abs(float(value)) + 0.5), float(value)))

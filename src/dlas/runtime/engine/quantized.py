@@ -2,9 +2,9 @@
 
 An importer writes a quantised network with float32 operators between conversions. Here each such operator, with its
 conversions and its activation, becomes one operator of the engine that computes in integers: ``QConv``,
-``QDepthwise``, ``QDense``, ``QAdd``, ``QMul``, ``QAveragePool``, ``QMaxPool``, ``QMean``, ``QSoftmax``, ``QTable`` and
-the moves of bytes ``QImage`` and ``QRows``. What is not recognised stays float32 between ``Dequantize`` and
-``Quantize``.
+``QDepthwise``, ``QConvTranspose``, ``QDense``, ``QAdd``, ``QMul``, ``QAveragePool``, ``QMaxPool``, ``QMean``,
+``QSoftmax``, ``QTable`` and the moves of bytes ``QImage`` and ``QRows``. What is not recognised stays float32 between
+``Dequantize`` and ``Quantize``.
 
 The results are those of the chosen rounding, to the bit: ``double`` is LiteRT's reference kernels, ``single`` its
 builds with one rounding, ``xnnpack`` what LiteRT runs unless told otherwise, ``onnx`` ONNX's QLinear operators.
@@ -13,7 +13,7 @@ builds with one rounding, ``xnnpack`` what LiteRT runs unless told otherwise, ``
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -26,11 +26,14 @@ from dlas.runtime.engine._quantized_factors import (
     addition,
     bounds,
     exponentials,
+    leaky_table,
     mean,
     product,
     requantization_table,
+    tanh_table,
     weighted,
 )
+from dlas.runtime.engine._quantized_pads import fold_pads
 from dlas.runtime.engine.network import Call, Network
 
 _MOVES = {"Transpose", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity", "Pad"}
@@ -55,7 +58,7 @@ def lower_quantized(network: Network, rounding: str = "double") -> Network:
     calls: list[Call] = []
     for call in network.calls:
         calls += lowering.lowered(call)
-    return _without_dead(_fold_pads(network.with_calls(calls)))
+    return _without_dead(fold_pads(network.with_calls(calls)))
 
 
 @dataclass(frozen=True)
@@ -87,7 +90,10 @@ class _Lowering:
                 "AveragePool": self._pool,
                 "GlobalAveragePool": self._mean,
                 "Softmax": self._softmax,
+                "ConvTranspose": self._transposed,
             }
+        if rounding not in FLOATS:
+            self._core |= {"LeakyRelu": self._activation, "Tanh": self._activation}
 
     def lowered(self, call: Call) -> list[Call]:
         """What stands for a call of the network."""
@@ -166,6 +172,21 @@ class _Lowering:
             act,
             window | {"group": groups},
         )
+
+    def _transposed(
+        self, core: Call, call: Call, act: tuple[float | None, float | None]
+    ) -> list[Call] | None:
+        x, a = self._value(core.inputs[0]), core.node.attributes
+        if x is None or x.operand.constant is not None or len(x.operand.shape) != 4:
+            return None
+        constants = self._weights(core, x.grid, 1)
+        if constants is None or a["group"] != 1 or any(d != 1 for d in a["dilations"]):
+            return None
+        window = {k: a[k] for k in ("kernel_shape", "strides", "dilations", "pads")}
+        gaps = any(k < s for k, s in zip(a["kernel_shape"], a["strides"], strict=True))
+        if gaps and self._rounding == "xnnpack":  # XNNPACK leaves such layers to kernels that round otherwise
+            return None
+        return self._weighted("QConvTranspose", core, call, x, constants, act, window | {"group": 1})
 
     def _dense(self, core: Call, call: Call, act: tuple[float | None, float | None]) -> list[Call] | None:
         node = core.node
@@ -314,6 +335,22 @@ class _Lowering:
         node = Node("QSoftmax", core.name, {}, (x.operand, table), call.node.outputs)
         return [Call(node, (x.name, f"{core.name}/exponentials"), call.outputs)]
 
+    def _activation(
+        self, core: Call, call: Call, act: tuple[float | None, float | None]
+    ) -> list[Call] | None:
+        """A curved activation: a table of all 256 values."""
+        x = self._value(core.inputs[0])
+        if x is None or x.operand.constant is not None or act != (None, None):
+            return None
+        y = _output_grid(call)
+        if core.node.op == "Tanh":
+            found = tanh_table(x.grid, y)
+        else:
+            found = leaky_table(x.grid, y, float(core.node.attributes.get("alpha", 0.01)), self._rounding)
+        attributes = {"x_zero_point": x.grid.zero_point}
+        node = Node("QTable", core.name, attributes, (x.operand, Operand.of(found)), call.node.outputs)
+        return [Call(node, (x.name, f"{core.name}/table"), call.outputs)]
+
     def _table(self, call: Call) -> list[Call] | None:
         """Another scale, or an activation alone: a table of all 256 values."""
         maker = self._maker(call.inputs[0])
@@ -401,55 +438,6 @@ def _as_rows(node: Node) -> bool:
     if node.op == "Transpose":
         return node.attributes.get("perm") == _TO_CHANNELS_LAST
     return len(shape) == 4 and len(after) != 4 and (shape[1] == 1 or shape[2:] == (1, 1))
-
-
-def _fold_pads(network: Network) -> Network:
-    """A Pad before a convolution becomes its padding: both are filled with the zero point."""
-    makers = network.makers
-    calls: list[Call] = []
-    for call in network.calls:
-        source = makers.get(call.inputs[0]) if call.node.op in ("QConv", "QDepthwise") else None
-        if source is None:
-            calls.append(call)
-            continue
-        maker = network.calls[source]
-        image = maker if maker.node.op == "QImage" else None
-        place = makers.get(maker.inputs[0]) if image is not None else source
-        pad = None if place is None else network.calls[place]
-        pads = None if pad is None else _window_pads(pad.node, last=image is not None)
-        if pads is None or pad is None:
-            calls.append(call)
-            continue
-        name, operand = pad.inputs[0], pad.node.operand(0)
-        if image is not None:
-            n, h, w, c = operand.shape
-            whole = Operand((n, c, h, w), operand.dtype)
-            name = f"{pad.inputs[0]}/image for {call.name}"
-            copy = Node("QImage", f"{image.name}/unpadded", image.node.attributes, (operand,), (whole,))
-            calls.append(Call(copy, (pad.inputs[0],), (name,)))
-            operand = whole
-        both = tuple(a + b for a, b in zip(call.node.attributes["pads"], pads, strict=True))
-        node = replace(
-            call.node,
-            attributes={**call.node.attributes, "pads": both},
-            inputs=(operand, *call.node.inputs[1:]),
-        )
-        calls.append(Call(node, (name, *call.inputs[1:]), call.outputs))
-    return network.with_calls(calls)
-
-
-def _window_pads(node: Node, *, last: bool) -> tuple[int, ...] | None:
-    """Top, left, bottom, right of a Pad of bytes that pads nothing but height and width."""
-    if node.op != "Pad" or "x_zero_point" not in node.attributes or len(node.output.shape) != 4:
-        return None
-    amounts = node.constant(1)
-    if amounts is None or amounts.size != 8 or (amounts < 0).any():
-        return None
-    before, after = amounts.reshape(2, 4).tolist()
-    h, w, n, c = (1, 2, 0, 3) if last else (2, 3, 0, 1)
-    if before[n] or after[n] or before[c] or after[c]:
-        return None
-    return before[h], before[w], after[h], after[w]
 
 
 def _without_dead(network: Network) -> Network:

@@ -96,7 +96,9 @@ class Lowered:
         rest = matrix.astype(np.int32)
         parts, places = [], [np.arange(0)]
         columns = np.arange(rest.shape[1])
-        while len(columns):  # uint8 weights less their zero point: the same input once more, times what is left
+        while len(
+            columns
+        ):  # uint8 weights less their zero point: the same input once more, times what is left
             parts.append(np.clip(rest, -128, 127))
             rest = rest - parts[-1]
             left = np.flatnonzero(rest.any(0))
