@@ -56,6 +56,8 @@ $(VENV)/.run: pyproject.toml constraints.txt $(NATIVE) | system-run $(BIN)/pytho
 $(VENV)/.test: pyproject.toml constraints.txt $(NATIVE) | system-test $(BIN)/python
 	@echo "set-up: install dlas with $(TEST_EXTRAS) into $(VENV)"
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[$(TEST_EXTRAS)]"
+	@echo "set-up: the hardware tools compile themselves on their first call"
+	$(BIN)/python -m dlas.hardware.synthesis.warm
 	@touch $@ $(VENV)/.run
 
 $(VENV)/.all: pyproject.toml constraints.txt $(NATIVE) | system-test $(BIN)/python

@@ -18,6 +18,7 @@ from dlas.core.files import write_atomic
 from dlas.core.options import describe_options
 from dlas.data.dataset import loaders
 from dlas.graph.format import formats
+from dlas.hardware.accelerator import accelerators
 from dlas.hardware.target import targets
 from dlas.kernels.kernel import kernels
 from dlas.models.architecture import architectures
@@ -39,6 +40,7 @@ FAMILIES = (
     ("runtime", "Back ends", backends),
     ("runtime", "Converters", converters),
     ("hardware", "Targets", targets),
+    ("hardware", "Accelerators", accelerators),
     ("verify", "Attacks", attacks),
     ("verify", "Mutations", mutations),
     ("verify", "Optimisers whose passes can be blamed", pass_tools),

