@@ -65,6 +65,23 @@ def test_a_target_must_be_a_frequency() -> None:
         fmax_of("", target_mhz=0)
 
 
+def test_a_router_that_is_stopped_leaves_no_clock_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    from dlas.core.subprocesses import Ended
+    from dlas.hardware.synthesis import fmax
+
+    def stopped(*_: Any, on_line: Any, **__: Any) -> Ended:
+        for line in LOG[:-2]:
+            on_line(line)
+        return Ended(-15, 1.0, "")
+
+    monkeypatch.setattr(fmax, "script", lambda name: name)
+    monkeypatch.setattr(fmax, "run_yosys", lambda *_: None)
+    monkeypatch.setattr(fmax, "run_program", stopped)
+    for _ in range(2):  # nothing of the first is kept
+        with pytest.raises(DlasError, match="SIGTERM"):
+            fmax_of("module top(); endmodule")
+
+
 @pytest.mark.slow
 def test_a_small_unit_is_routed(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("amaranth")

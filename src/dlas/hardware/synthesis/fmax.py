@@ -136,10 +136,12 @@ def fmax_of(source: str, *, nodsp: bool = False, target_mhz: float = TARGET_MHZ,
         ended = run_program(command, folder=folder, timeout_s=LIMIT_S, on_line=lines.append)
         if ended.code is None:
             raise DlasError(f"nextpnr took more than {LIMIT_S:.0f} s", "a smaller design")
+        if ended.signal:
+            raise DlasError(f"nextpnr was stopped by {ended.signal} before it had a route", "run it again")
         parse(lines)  # says more of what went wrong than the exit code
         if ended.code:
             last = lines[-1] if lines else "it said nothing"
-            raise DlasError(f"nextpnr failed ({ended.signal or ended.code}): {last}")
+            raise DlasError(f"nextpnr failed ({ended.code}): {last}")
         (folder / "lines.json").write_text(json.dumps(lines))
         for name in ("top.v", "top.json"):
             (folder / name).unlink()
