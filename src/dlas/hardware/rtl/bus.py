@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
+from amaranth.hdl import Module, Signal, Value
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
@@ -37,3 +40,22 @@ class Design(wiring.Component):
         super().__init__(
             {"source": In(Bus()), "sink": Out(Bus()), **{f"count_{name}": Out(32) for name in counters}}
         )
+
+    def count(self, m: Module, running: Signal, events: Mapping[str, Value]) -> None:
+        """Count cycles by unit; ``total``, ``load_wait`` and ``store`` are seen at the bus.
+
+        Args:
+            m: The design's module.
+            running: Made high from the first word in to the last word out.
+            events: Counter to what is high in each cycle that counts, for the other counters.
+        """
+        taken, given = self.source.valid & self.source.ready, self.sink.valid & self.sink.ready
+        with m.If(taken):
+            m.d.sync += running.eq(1)
+        with m.If(given & self.sink.last):
+            m.d.sync += running.eq(0)
+        seen = {"total": running | taken, "load_wait": self.source.valid & ~self.source.ready, "store": given}
+        for name in self.counters:
+            counter = getattr(self, f"count_{name}")
+            with m.If(events[name] if name in events else seen[name]):
+                m.d.sync += counter.eq(counter + 1)

@@ -61,7 +61,12 @@ class BfpDesign(Design):
                 step.format.eq(loader.weights.format), step.sub.eq(sub), step.enable.eq(sequencer.enable),
                 step.first.eq(sequencer.first), step.last.eq(sequencer.last), step.end.eq(sequencer.end),
             ]  # fmt: skip
-        self._count(m, sequencer.enable & advance, loader)
+        events = {
+            "load_weights": loader.took_weights,
+            "load_inputs": loader.took_inputs,
+            "compute": sequencer.enable & advance,
+        }
+        self.count(m, Signal(name="running"), events)
         return m
 
     def _activations(
@@ -143,23 +148,3 @@ class BfpDesign(Design):
             read.en.eq(advance), read.addr.eq(read_from), target.eq(read.data),
             write.en.eq(strobe), write.addr.eq(write_to), write.data.eq(self.source.data),
         ]  # fmt: skip
-
-    def _count(self, m: Module, computing: Value, loader: Loader) -> None:
-        running = Signal()
-        taken, given = self.source.valid & self.source.ready, self.sink.valid & self.sink.ready
-        with m.If(taken):
-            m.d.sync += running.eq(1)
-        with m.If(given & self.sink.last):
-            m.d.sync += running.eq(0)
-        events = {
-            "total": running | taken,
-            "load_weights": loader.took_weights,
-            "load_inputs": loader.took_inputs,
-            "load_wait": self.source.valid & ~self.source.ready,
-            "compute": computing,
-            "store": given,
-        }
-        for name, event in events.items():
-            counter = getattr(self, f"count_{name}")
-            with m.If(event):
-                m.d.sync += counter.eq(counter + 1)

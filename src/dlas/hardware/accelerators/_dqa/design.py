@@ -25,7 +25,7 @@ class DqaDesign(Design):
     def elaborate(self, platform: object) -> Module:
         """The core, which a host that takes no result stops."""
         m = Module()
-        core, advance, running = Core(self.geometry), Signal(), Signal()
+        core, advance = Core(self.geometry), Signal()
         m.submodules.core = EnableInserter(advance)(core)
         m.d.comb += [
             advance.eq(~(core.sink.valid & ~self.sink.ready)),
@@ -34,15 +34,7 @@ class DqaDesign(Design):
             self.sink.data.eq(core.sink.data), self.sink.last.eq(core.sink.last),
             self.sink.valid.eq(core.sink.valid),
         ]  # fmt: skip
-        taken, given = self.source.valid & self.source.ready, self.sink.valid & self.sink.ready
-        with m.If(taken):
-            m.d.sync += running.eq(1)
-        with m.If(given & self.sink.last):
-            m.d.sync += running.eq(0)
-        events = {"total": running | taken, "store": given}
-        events |= {name: core.phase[i] & advance for i, name in enumerate(PHASES)}
-        for name, event in events.items():
-            counter = getattr(self, f"count_{name}")
-            with m.If(event):
-                m.d.sync += counter.eq(counter + 1)
+        self.count(
+            m, Signal(name="running"), {name: core.phase[i] & advance for i, name in enumerate(PHASES)}
+        )
         return m

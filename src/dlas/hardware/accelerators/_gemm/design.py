@@ -142,21 +142,10 @@ class GemmDesign(Design):
         sequencer: Sequencer,
         results: Results,
     ) -> None:
-        taken, given = self.source.valid & self.source.ready, self.sink.valid & self.sink.ready
-        with m.If(taken):
-            m.d.sync += running.eq(1)
-        with m.If(given & self.sink.last):
-            m.d.sync += running.eq(0)
         events = {
-            "total": running | taken,
             "load_weights": loader.took_weights,
             "load_inputs": loader.took_inputs,
-            "load_wait": self.source.valid & ~self.source.ready,
             "compute": sequencer.enable & advance,
             "post": results.busy & advance,
-            "store": given,
         }
-        for name, event in events.items():
-            counter = getattr(self, f"count_{name}")
-            with m.If(event):
-                m.d.sync += counter.eq(counter + 1)
+        self.count(m, running, events)

@@ -105,22 +105,11 @@ class Mm2imDesign(Design):
     def _count(
         self, m: Module, advance: Signal, running: Signal, loader: Loader, mapper: Mapper, drain: Drain
     ) -> None:
-        taken, given = self.source.valid & self.source.ready, self.sink.valid & self.sink.ready
-        with m.If(taken):
-            m.d.sync += running.eq(1)
-        with m.If(given & self.sink.last):
-            m.d.sync += running.eq(0)
         events = {
-            "total": running | taken,
             "load_weights": loader.took_weights,
             "load_inputs": loader.took_inputs,
-            "load_wait": self.source.valid & ~self.source.ready,
             "compute": mapper.enable & advance,
             "taps": mapper.last & advance,
             "post": drain.busy & advance,
-            "store": given,
         }
-        for name, event in events.items():
-            counter = getattr(self, f"count_{name}")
-            with m.If(event):
-                m.d.sync += counter.eq(counter + 1)
+        self.count(m, running, events)
