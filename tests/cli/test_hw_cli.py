@@ -32,7 +32,10 @@ def test_run_tells_layers_cycles_and_that_nothing_changed(
     found = json.loads(capsys.readouterr().out)
     assert found["figures"]["identical_rows"]["value"] == 1.0
     assert found["figures"]["top1"]["value"] == found["figures"]["top1_cpu"]["value"] > 0.8
-    assert {f["source"] for f in found["figures"].values()} == {"measured", "simulated"}
+    assert {f["source"] for f in found["figures"].values()} == {"measured", "simulated", "estimated"}
+    terms = [found["figures"][f"{name}_ms"]["value"] for name in ("accelerator", "dma", "cpu")]
+    assert found["figures"]["latency_ms"]["value"] == pytest.approx(sum(terms))
+    assert found["figures"]["latency_ms"]["source"] == "estimated"
     on = [layer for layer in found["layers"] if layer["on"] == "accelerator"]
     assert sum(layer["cycles"]["total"] for layer in on) == found["cycles"]["total"] > 0
     assert all(0 < layer["utilisation"] <= 1 for layer in on)

@@ -124,8 +124,9 @@ def show(found: AcceleratedRun) -> None:
         f"accelerator: {total.total:,} cycles, {100 * total.utilisation:.1f} % of its multipliers used"
     )
     for name, words in (
-        ("accelerator_ms", "accelerator, transfers included"),
+        ("accelerator_ms", "accelerator, on an ideal bus"),
         ("array_idle_ms", "of it, the array idle"),
+        ("dma_ms", "transfers beyond that"),
         ("cpu_ms", "CPU"),
         ("latency_ms", "together"),
     ):

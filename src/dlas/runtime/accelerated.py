@@ -16,6 +16,7 @@ from dlas.data.metrics import top1
 from dlas.data.preprocess import prepare
 from dlas.graph.model import Model
 from dlas.hardware.accelerator import Accelerator, Cycles
+from dlas.hardware.synthesis.latency import latency
 from dlas.hardware.verification import require
 from dlas.runtime.backend import backend_for
 from dlas.runtime.offload import Offloaded, Placed
@@ -163,20 +164,11 @@ def run_accelerated(
 
 
 def _times(cycles: Cycles, clock_mhz: float, cpu_ms: Figure) -> dict[str, Figure]:
-    """Latency by term. Transfers are part of the cycles: the bus is simulated with the accelerator."""
-    assumed = f"at {clock_mhz:g} MHz, assumed"
-    on = Figure(cycles.total / (1e3 * clock_mhz), "ms", Source.SIMULATED, note=assumed)
-    waits = cycles.counters.get("total", 0) - cycles.counters.get("compute", 0)
-    idle = Figure(
-        waits / (1e3 * clock_mhz), "ms", Source.SIMULATED, note="the array waits for words or drains"
-    )
+    """Latency by term, and what was moved."""
+    idle = (cycles.total - cycles.counters.get("compute", 0)) / (1e3 * clock_mhz)
     return {
-        "accelerator_ms": on,
-        "array_idle_ms": idle,
-        "cpu_ms": cpu_ms,
-        "latency_ms": Figure(
-            on.value + cpu_ms.value, "ms", Source.SIMULATED, note=f"{assumed}, plus this CPU"
-        ),
+        **latency(cycles, cpu_ms, clock_mhz=clock_mhz).figures,
+        "array_idle_ms": Figure(idle, "ms", Source.SIMULATED, note="the array waits for words or drains"),
         "bytes_in": Figure(cycles.bytes_in, "bytes", Source.SIMULATED),
         "bytes_out": Figure(cycles.bytes_out, "bytes", Source.SIMULATED),
         "utilisation": Figure(cycles.utilisation, "fraction", Source.SIMULATED),
