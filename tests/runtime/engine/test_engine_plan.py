@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from dataclasses import replace
 
@@ -15,6 +16,7 @@ from dlas.core.options import Choice
 from dlas.kernels.extension import missing_native
 from dlas.kernels.kernel import Context
 from dlas.runtime.backend import backend_for
+from dlas.runtime.engine import measured
 from dlas.runtime.engine.engine import prepared
 from dlas.runtime.engine.plan import Plan, machine
 from dlas.runtime.engine.select import candidates
@@ -93,6 +95,17 @@ def test_measured_costs_choose_a_kernel_that_is_right(tmp_path, monkeypatch):
         inputs = executable.signature.random_inputs()
         assert relative_error(executable.run(inputs)["y"], right_answers(residual(), inputs)["y"]) < 1e-4
     assert np.all([Timings().path.is_file()])
+
+
+@pytest.mark.parametrize("step", [0.0, -0.01])
+def test_a_clock_that_stands_still_gives_no_free_layer(tmp_path, monkeypatch, step):
+    """Processor time kept by ticks may not move during a layer, and was seen to cost nothing in sum."""
+    ticks = itertools.count()
+    monkeypatch.setenv("DLAS_CACHE", str(tmp_path))
+    monkeypatch.setattr(measured, "thread_time", lambda: step * next(ticks))
+    context = Context.here(1, "native")
+    found = candidates(prepared(residual()), context, cost=measured.measured_cost(context))
+    assert all(0 < min(c.seconds for c in choices) < 1 for choices in found)
 
 
 def test_nodes_of_one_name_keep_their_own_kernels():
