@@ -17,6 +17,8 @@ import sys
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from dlas.core.lazy import import_late
+
 __version__ = "0.1.0"
 
 _PUBLIC = {
@@ -91,3 +93,7 @@ class _Face(ModuleType):
 
 
 sys.modules[__name__].__class__ = _Face
+
+# onnx-ir loads SymPy (0.3 s, in every process) for arithmetic on symbolic dimensions, which hardly any network needs.
+import_late("sympy")
+import_late("onnx_ir", "_symbolic_shapes")

@@ -6,9 +6,11 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from dlas.cli.main import run_command
+from dlas.hardware.accelerator import Accelerator
 from dlas.kernels.extension import native
 
 pytestmark = pytest.mark.skipif(native() is None, reason="the native kernels were not built")
@@ -53,6 +55,91 @@ def test_run_prints_a_table(quantised: Path, capsys: pytest.CaptureFixture[str])
     assert "not compared with its RTL" in told.err
 
 
+def test_profile_says_which_unit_holds_a_network_up(
+    quantised: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["hw", "profile", str(quantised), "--accel", "vm:units=1", "--accel", "vm:units=8"]
+    assert run_command([*command, "--json"]) == 0
+    narrow, wide = json.loads(capsys.readouterr().out)
+    assert narrow["units"]["compute"]["bound"] > wide["units"]["compute"]["bound"]
+    assert wide["units"]["bus in"]["bound"] > 0  # eight units work faster than one bus brings pixels
+    for one in (narrow, wide):
+        assert sum(unit["bound"] for unit in one["units"].values()) == pytest.approx(1)
+        assert all(unit["speedup_if_free"] >= 1 for unit in one["units"].values())
+        for layer in one["layers"]:
+            assert layer["cycles"] == layer["busy"][layer["bound"]] + layer["overhead"]
+            assert layer["overhead"] >= 0
+            assert (
+                max(count for unit, count in layer["busy"].items() if unit != layer["bound"])
+                == layer["if_free"]
+            )
+            assert all(0 < used <= there for used, there in layer["buffers"].values())
+    assert run_command([*command, "--layers"]) == 0
+    told = capsys.readouterr()
+    assert "bound by" in told.out
+    assert "of 128.00 KiB" in told.out
+    assert "cycles simulated" in told.err
+
+
+def test_area_beside_speed(
+    quantised: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two areas of known size: the columns of speed follow from cycles and LUTs."""
+    pytest.importorskip("amaranth")
+    from dlas.hardware.synthesis import area
+    from dlas.hardware.synthesis.yosys import Cells
+
+    def fake(accelerator: Accelerator, **_: object) -> area.Area:
+        return area.Area.of(Cells({"LUT6": 1000 * accelerator.options.units}, 1), "xc7", nodsp=True)
+
+    monkeypatch.setattr(area, "area", fake)
+    command = ["hw", "area", "vm:units=1", "vm:units=4", "--nodsp", "--model", str(quantised)]
+    assert run_command([*command, "--json"]) == 0
+    one, four = (found["network"]["cycles"] for found in json.loads(capsys.readouterr().out))
+    assert run_command(command) == 0
+    last = capsys.readouterr().out.splitlines()[-1].split()
+    assert last[-3:] == [f"{four:,}", f"{one / four:.2f}x", f"{one / four / 4:.2f}x"]
+
+
+def test_dqa_units_side_by_side(capsys: pytest.CaptureFixture[str]) -> None:
+    assert (
+        run_command(["hw", "dqa", "--accel", "dqa:n=4,m=2", "--sizes", "49,100", "--runs", "3", "--json"])
+        == 0
+    )
+    found = json.loads(capsys.readouterr().out)
+    assert found["exact"] == 6
+    assert [row["values"] for row in found["rows"]] == [49, 100]
+    assert all(row["figures"]["ratio"]["value"] > 10 for row in found["rows"])
+    assert run_command(["hw", "dqa", "--sizes", "49", "--runs", "2"]) == 0
+    assert "every code came back" in capsys.readouterr().err
+
+
+def test_a_language_model_and_one_of_its_products(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    gguf = pytest.importorskip("gguf", reason="writes the file")
+    writer = gguf.GGUFWriter(tmp_path / "tiny.gguf", "llama")
+    for name, kind, rows, size in (
+        ("blk.0.attn_q.weight", "Q4_K", 512, 144),
+        ("output.weight", "Q6_K", 256, 210),
+    ):
+        known = gguf.GGMLQuantizationType[kind]
+        writer.add_tensor(name, np.zeros((rows, 2 * size), np.uint8), raw_dtype=known)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    command = ["hw", "llm", str(tmp_path / "tiny.gguf"), "--mhz", "100"]
+    assert run_command([*command, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    per_token = found["figures"]["token_cycles"]["value"]
+    assert found["figures"]["accelerator_ms"]["value"] == pytest.approx(per_token / 1e5)
+    assert run_command(command) == 0
+    told = capsys.readouterr()
+    assert f"{sum(p['cycles'] for p in found['products'][:1]):,}" in told.out
+    assert "the format changes 1 times" in told.err
+    assert run_command([*command, "--tensor", "output.weight"]) == 0
+    assert "(Q6_K, 256 x 512) by 1 rows" in capsys.readouterr().err
+
+
 def test_list_and_new(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run_command(["hw", "list", "--json"]) == 0
     assert {"vm", "sa", "vm-shift"} <= {c["name"] for c in json.loads(capsys.readouterr().out)}
@@ -72,6 +159,13 @@ def test_list_and_new(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
         (["run", "NET", "--report", "nowhere/page.html"], "nowhere"),
         (["run", "none.tflite"], "none.tflite"),
         (["verify", "vm:rounding=half"], "rounding"),
+        (["profile", "digits-cnn"], "not quantised"),
+        (["profile", "NET", "--level", "gate"], "tlm"),
+        (["dqa", "--sizes", "49,many"], "whole numbers"),
+        (["dqa", "--accel", "vm"], "dqa with its options"),
+        (["llm", "NET"], "GGUF"),
+        (["llm", "NET", "--accel", "vm"], "bfp with its options"),
+        (["llm", "none.gguf"], "none.gguf"),
         (["new", "vm"], "name that no accelerator has"),
         (["new", "My Array"], "lower-case"),
     ],

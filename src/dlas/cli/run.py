@@ -244,12 +244,20 @@ def _row(point: Point, result: StudyResult, several: bool) -> tuple[object, ...]
         facts.get("verdict", str(point.record.outcome)),
         figure_text(figures.get("top1")),
         figure_text(figures.get("agreement")),
-        figure_text(figures.get("latency_ms"), 4) + (" noisy" if _noisy(point) else ""),
+        _latency(figures.get("latency_ms")) + (" noisy" if _noisy(point) else ""),
         speedup_text(speedup),
         figure_text(figures.get("peak_memory_bytes")),
         figure_text(figures.get("model_bytes")),
         point.record.reason,
     )
+
+
+def _latency(figure: Figure | None) -> str:
+    """What was not measured says so in the cell: the column holds both."""
+    from dlas.core.figure import Source
+
+    source = "" if figure is None or figure.source == Source.MEASURED else f" {figure.source}"
+    return figure_text(figure, 4) + source
 
 
 def speedup_text(figure: Figure | None) -> str:

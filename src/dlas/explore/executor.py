@@ -15,6 +15,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from dlas.core.figure import Figure
 from dlas.core.files import explain_write
 from dlas.core.locks import folder_lock
 from dlas.core.timing import Protocol as TimingProtocol
@@ -43,6 +44,14 @@ class Session(Protocol):
 
     def facts(self, profile_repeats: int) -> dict[str, Any]:
         """Memory, energy and layer times."""
+        ...
+
+    def modelled(self) -> dict[str, Figure]:
+        """Figures of a device that is not here."""
+        ...
+
+    def layers(self, repeats: int) -> list[dict[str, Any]]:
+        """Time per layer."""
         ...
 
     def close(self) -> None:
@@ -165,10 +174,18 @@ class WorkerSession(WorkerSampler):
             found["energy"] = energy
         if profile_repeats:
             try:
-                found["layers"] = self.call("profile", profile_repeats)
+                found["layers"] = self.layers(profile_repeats)
             except WorkerFailure as failure:  # a profile is a bonus: the row stands without it, and says why
                 found["no_layers"] = failure.reason
         return found
+
+    def modelled(self) -> dict[str, Figure]:
+        """Figures of a device that is not here."""
+        return {name: Figure.from_dict(f) for name, f in self.call("modelled").items()}
+
+    def layers(self, repeats: int) -> list[dict[str, Any]]:
+        """Time per layer."""
+        return self.call("profile", repeats)
 
 
 def limits(spec_limits: Any) -> Mapping[str, Any]:

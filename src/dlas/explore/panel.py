@@ -17,6 +17,7 @@ from dlas.core.worker import WorkerFailure
 from dlas.explore.executor import Session
 from dlas.explore.pipeline import Product, Workbench
 from dlas.explore.space import Stack
+from dlas.hardware.target import is_accelerator
 from dlas.runtime.bench import measure_survivors
 from dlas.verify.differential import Comparison, NoiseFloor, compare_outputs
 
@@ -38,6 +39,11 @@ class Member:
     comparison: Comparison | None = None
     figures: dict[str, Figure] = field(default_factory=dict)
     facts: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def is_modelled(self) -> bool:
+        """Whether its device is not here: nothing is timed, a model says how long it takes."""
+        return is_accelerator(self.stack.target)
 
 
 class Panel:
@@ -104,16 +110,49 @@ class Panel:
         """Time the members in turn with the baseline; one that dies is dropped and the rest are timed again."""
         if not members:
             return
-        sessions = {str(i): m.session for i, m in enumerate(members) if m.session is not None}
-        if self._anchor.session is not None and self._anchor.failure is None:
+        timed = [member for member in members if not member.is_modelled]
+        with self._executor.quiet():
+            for member in members:
+                if member.is_modelled:
+                    self._finish_modelled(member)
+        if not timed:
+            return
+        sessions = {str(i): m.session for i, m in enumerate(timed) if m.session is not None}
+        if self._anchor.session is not None and self._anchor.failure is None and not self._anchor.is_modelled:
             sessions[_ANCHOR] = self._anchor.session
         with self._executor.quiet():
             timings, failures = measure_survivors(sessions, self._protocol)
             for name, failure in failures.items():
-                self._fail(self._anchor if name == _ANCHOR else members[int(name)], failure)
-            for index, member in enumerate(members):
+                self._fail(self._anchor if name == _ANCHOR else timed[int(name)], failure)
+            for index, member in enumerate(timed):
                 if member.failure is None:
                     self._finish(member, timings[str(index)], timings.get(_ANCHOR))
+
+    def _model(self, member: Member) -> None:
+        """Take the time of a device that is not here from its model."""
+        assert member.session is not None
+        try:
+            member.figures.update(member.session.modelled())
+            member.facts["layers"] = member.session.layers(PROFILE_REPEATS)
+        except WorkerFailure as failure:
+            self._fail(member, failure)
+
+    def _finish_modelled(self, member: Member) -> None:
+        """A speed-up has both sides out of a model, or there is none."""
+        self._model(member)
+        if (
+            self._anchor.is_modelled
+            and self._anchor.failure is None
+            and "latency_ms" not in self._anchor.figures
+        ):
+            self._model(self._anchor)
+        base = self._anchor.figures.get("latency_ms") if self._anchor.is_modelled else None
+        if member.failure is None and base is not None:
+            value = base.value / member.figures["latency_ms"].value
+            note = "both on simulated accelerators"
+            member.figures["speedup"] = Figure(value, "ratio", Source.ESTIMATED, note=note)
+        if member.session is not None:
+            member.session.close()
 
     def _finish(self, member: Member, timing: Timing, anchor: Timing | None) -> None:
         member.figures["latency_ms"] = timing.figure()

@@ -8,8 +8,10 @@ from dataclasses import dataclass
 
 from dlas.core.errors import OptionError
 from dlas.core.options import Choice
+from dlas.hardware.target import is_accelerator
 
 DESIGNS = ("grid", "one-at-a-time")
+ACCELERATED_BY = "engine"  # the back end with a driver for accelerators
 
 
 @dataclass(frozen=True)
@@ -70,29 +72,31 @@ class Space:
     @property
     def baseline(self) -> Stack:
         """The stack the others are compared with."""
-        return Stack(self.compress[0], self.backends[0], self.threads[0], self.targets[0])
+        target = self.targets[0]
+        return Stack(self.compress[0], self.runs_on(target)[0], self.threads[0], target)
+
+    def runs_on(self, target: Choice) -> tuple[Choice, ...]:
+        """Back ends for a target: those of the study, or for an accelerator the engine, which alone drives one."""
+        return (Choice.of(ACCELERATED_BY),) if is_accelerator(target) else self.backends
 
     def grid(self) -> Iterator[Stack]:
-        """Every combination; as many as the product of the axis sizes."""
-        for compress, target, backend, threads in itertools.product(
-            self.compress, self.targets, self.backends, self.threads
-        ):
-            yield Stack(compress, backend, threads, target)
+        """Every combination, with the back ends that each target has."""
+        for compress, target in itertools.product(self.compress, self.targets):
+            for backend, threads in itertools.product(self.runs_on(target), self.threads):
+                yield Stack(compress, backend, threads, target)
 
     def one_at_a_time(self) -> Iterator[Stack]:
-        """The baseline and every stack that differs from it in one axis only."""
+        """The baseline and every stack that differs from it in one axis only; another target may bring its back end."""
         base = self.baseline
         for stack in self.grid():
-            changed = sum(
-                mine != theirs
-                for mine, theirs in (
-                    (stack.compress, base.compress),
-                    (stack.backend, base.backend),
-                    (stack.threads, base.threads),
-                    (stack.target, base.target),
-                )
+            moved = stack.target != base.target
+            changed = (
+                stack.compress != base.compress,
+                stack.backend != (self.runs_on(stack.target)[0] if moved else base.backend),
+                stack.threads != base.threads,
+                moved,
             )
-            if changed <= 1:
+            if sum(changed) <= 1:
                 yield stack
 
     def stacks(self, design: str) -> list[Stack]:

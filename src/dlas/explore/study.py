@@ -24,7 +24,7 @@ from dlas.explore.result import Objective, Point, StudyResult
 from dlas.explore.run import Run
 from dlas.explore.spec import StudySpec
 from dlas.explore.storage import SqliteStorage, Storage
-from dlas.hardware.target import targets
+from dlas.hardware.target import target_for
 from dlas.runtime.backend import backends
 from dlas.verify.attack.attack import parse_attacks, parse_eps
 
@@ -159,7 +159,7 @@ def check_choices(spec: StudySpec) -> None:
     for choice in spec.space.backends:
         build_options(backends.get(choice.name).Options, choice.as_dict(), choice.name)
     for choice in spec.space.targets:
-        build_options(targets.get(choice.name).Options, choice.as_dict(), choice.name)
+        target_for(choice)
     if spec.attack.attacks:
         parse_attacks(spec.attack.attacks)
         parse_eps(spec.attack.eps)

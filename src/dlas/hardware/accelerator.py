@@ -94,6 +94,10 @@ class Layer(ABC):
         """What each unit does when, by the cycle model: unit, state, first cycle, last cycle. Empty if not known."""
         return []
 
+    def buffers(self) -> dict[str, tuple[int, int]]:
+        """Bytes of each buffer that the layer uses at once, and bytes there are. Empty if not known."""
+        return {}
+
     @abstractmethod
     def run(self, inputs: np.ndarray, level: str) -> tuple[np.ndarray, Cycles]:
         """The node's output, in its shape and dtype, and what it took.

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
+from dlas.core.errors import OptionError, UnknownNameError
 from dlas.core.figure import Source
 from dlas.core.options import Choice, Configurable
 from dlas.core.registry import Registry
+
+if TYPE_CHECKING:
+    from dlas.hardware.accelerator import Accelerator
 
 targets: Registry[type[Target]] = Registry("target", "dlas.hardware.targets")
 
@@ -20,6 +24,11 @@ class Target(Configurable):
     """
 
     source: ClassVar[Source] = Source.MEASURED
+
+    @property
+    def accelerator(self) -> Accelerator | None:
+        """What takes layers off the processor; None where a processor does everything."""
+        return None
 
     @property
     @abstractmethod
@@ -48,8 +57,43 @@ class EnergyReader:
         raise NotImplementedError
 
 
+def is_accelerator(choice: Choice) -> bool:
+    """Whether a target is written by the name of an accelerator."""
+    from dlas.hardware.accelerator import accelerators
+
+    return choice.name not in targets.names() and choice.name in accelerators.names()
+
+
 def target_for(choice: str | Choice) -> Target:
-    """A target given as ``name:key=value``."""
+    """A target given as ``name:key=value``: a member of this family, or an accelerator.
+
+    Raises:
+        UnknownNameError: There is neither.
+        OptionError: An option does not accept its value.
+    """
+    from dlas.hardware.accelerator import accelerators
+
     if isinstance(choice, str):
         choice = Choice.parse(choice)
+    if is_accelerator(choice):
+        from dlas.hardware.accelerated import AcceleratedTarget
+
+        return AcceleratedTarget(choice)
+    known = targets.names()
+    if choice.name not in known:
+        raise UnknownNameError("target", choice.name, [*known, *accelerators.names()], "`dlas list hardware`")
     return targets.get(choice.name)(**choice.as_dict())
+
+
+def measured_target(choice: str | Choice) -> Target:
+    """A target on which running a network is measuring it.
+
+    Raises:
+        OptionError: It is an accelerator, whose time is not that of its simulation.
+    """
+    found = target_for(choice)
+    if found.accelerator is not None:
+        raise OptionError(
+            "target", str(choice), "a device that is here; `dlas hw run` tells an accelerator's time"
+        )
+    return found

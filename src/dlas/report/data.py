@@ -8,7 +8,7 @@ import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from dlas.core.figure import Figure, Outcome
+from dlas.core.figure import Figure, Outcome, Source
 from dlas.explore.result import Point, StudyResult
 from dlas.report.labels import AXES, SOURCES, label_of
 
@@ -208,7 +208,7 @@ def _layers(points: Sequence[Point], front: set[str], texts: Texts) -> dict[str,
     having = [i for i, p in enumerate(points) if _layer_rows(p)]
     first = {i: (not points[i].baseline, points[i].key not in front) for i in having}
     having.sort(key=lambda i: (*first[i], _latency(points[i])))
-    sets: dict[tuple[tuple[int, int], ...], int] = {}
+    sets: dict[tuple[tuple[int, int, str], ...], int] = {}
     times: dict[int, list[Any]] = {}
     budget = LAYER_TIMES
     for i in having:
@@ -216,10 +216,15 @@ def _layers(points: Sequence[Point], front: set[str], texts: Texts) -> dict[str,
         budget -= len(rows)
         if budget < 0:
             break
-        kind = tuple((texts.code(r.get("name", "")), texts.code(r.get("op", ""))) for r in rows)
+        kind = tuple((texts.code(r.get("name", "")), texts.code(r.get("op", "")), _letter(r)) for r in rows)
         number = sets.setdefault(kind, len(sets))
         times[i] = [number, [_milliseconds(r["milliseconds"]) for r in rows]]
     return {"sets": [list(map(list, s)) for s in sets], "times": times, "left_out": len(having) - len(times)}
+
+
+def _letter(row: Mapping[str, Any]) -> str:
+    """Of the source of a layer's time; studies from before layers had one were all measured."""
+    return SOURCES[Source(row.get("source", Source.MEASURED))][0]
 
 
 def _layer_rows(point: Point) -> list[Mapping[str, Any]]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -15,13 +15,12 @@ from dlas.data.dataset import Dataset
 from dlas.data.metrics import top1
 from dlas.data.preprocess import prepare
 from dlas.graph.model import Model
+from dlas.hardware.accelerated import CLOCK_MHZ, AcceleratedTarget
 from dlas.hardware.accelerator import Accelerator, Cycles
 from dlas.hardware.synthesis.latency import latency
 from dlas.hardware.verification import require
-from dlas.runtime.backend import backend_for
+from dlas.runtime.backend import Executable, LayerTiming, backend_for
 from dlas.runtime.offload import Offloaded, Placed
-
-CLOCK_MHZ = 100.0
 
 
 @dataclass(frozen=True)
@@ -142,7 +141,7 @@ def run_accelerated(
             here.append(next(iter(offloaded.run(row).values())))
             there.append(next(iter(reference.run(row).values())))
         cycles = offloaded.cycles
-        cpu = _cpu_ms(offloaded, {given.name: inputs[:1]})
+        cpu = offloaded.cpu_ms({given.name: inputs[:1]})
     finally:
         offloaded.close()
         reference.close()
@@ -163,6 +162,61 @@ def run_accelerated(
     )
 
 
+class AcceleratedExecutable(Executable):
+    """A network on an accelerated target: right answers, and the time of a device that is not here.
+
+    Args:
+        model: The network.
+        target: Accelerator, level and clock.
+        batch: Rows per run.
+        threads: Of what stays on the CPU.
+
+    Raises:
+        UnsupportedError: The network is not quantised, or nothing of it can be offloaded.
+        CheckFailedError: The accelerator is known to differ from its RTL.
+    """
+
+    def __init__(self, model: Model, target: AcceleratedTarget, *, batch: int = 1, threads: int = 1) -> None:
+        verified = require(target.accelerator)
+        self._mhz = target.options.mhz
+        self._offloaded = Offloaded(
+            model, target.accelerator, level=target.options.level, batch=batch, threads=threads
+        )
+        left = [layer.name for layer in self._offloaded.layers if layer.reason]
+        self.notes = (
+            f"{target.accelerator.spelled()} ({target.options.level}): {verified}",
+            f"time at {self._mhz:g} MHz, a clock that was assumed; CPU time is that of this machine",
+            *([f"{len(left)} layers with products stay on the CPU: {', '.join(left[:3])}"] if left else []),
+        )
+
+    def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """See :meth:`Executable.run`."""
+        return self._offloaded.run(inputs)
+
+    def profile(self, inputs: Mapping[str, np.ndarray], repeats: int = 30) -> tuple[LayerTiming, ...]:
+        """Cycles over clock for layers on the accelerator, measured times for the others."""
+        there = {layer.name: layer.cycles.total for layer in self._offloaded.layers if not layer.reason}
+        return tuple(
+            replace(row, milliseconds=there[row.name] / (1e3 * self._mhz), source=Source.SIMULATED)
+            if row.name in there
+            else row
+            for row in self._offloaded.profile(inputs, repeats)
+        )
+
+    def modelled(self) -> dict[str, Figure]:
+        """Latency by term, bytes moved and utilisation of one run."""
+        cpu = self._offloaded.cpu_ms(self._offloaded.executable.signature.random_inputs())
+        return _times(self._offloaded.cycles, self._mhz, cpu)
+
+    def memory(self) -> dict[str, Figure]:
+        """Of the part on the CPU."""
+        return self._offloaded.executable.memory()
+
+    def close(self) -> None:
+        """Let go of what the CPU's part holds."""
+        self._offloaded.close()
+
+
 def _times(cycles: Cycles, clock_mhz: float, cpu_ms: Figure) -> dict[str, Figure]:
     """Latency by term, and what was moved."""
     idle = (cycles.total - cycles.counters.get("compute", 0)) / (1e3 * clock_mhz)
@@ -173,17 +227,6 @@ def _times(cycles: Cycles, clock_mhz: float, cpu_ms: Figure) -> dict[str, Figure
         "bytes_out": Figure(cycles.bytes_out, "bytes", Source.SIMULATED),
         "utilisation": Figure(cycles.utilisation, "fraction", Source.SIMULATED),
     }
-
-
-def _cpu_ms(offloaded: Offloaded, inputs: dict[str, np.ndarray]) -> Figure:
-    """Time of what stays on the CPU: the median of a few runs, without the accelerator's steps."""
-    steps = offloaded.executable.steps
-    times = offloaded.executable.times(inputs, 5)
-    own = [i for i, step in enumerate(steps) if step.impl != "accelerator"]
-    low, middle, high = np.quantile(1e-6 * times[:, own].sum(1), (0.0, 0.5, 1.0))
-    return Figure(
-        float(middle), "ms", Source.MEASURED, float(low), float(high), len(times), "on this machine"
-    )
 
 
 def _judged(here: np.ndarray, there: np.ndarray, rows: Dataset | None) -> dict[str, Figure]:

@@ -18,7 +18,7 @@ from typing import ClassVar
 import numpy as np
 
 from dlas.core.errors import UnsupportedError
-from dlas.core.figure import Figure
+from dlas.core.figure import Figure, Source
 from dlas.core.files import scratch_folder
 from dlas.core.options import Choice, Configurable
 from dlas.core.registry import Registry
@@ -36,11 +36,13 @@ class LayerTiming:
         name: Node name as the back end reports it.
         op: Operator type as the back end reports it.
         milliseconds: Median time per run.
+        source: How it was obtained.
     """
 
     name: str
     op: str
     milliseconds: float
+    source: Source = Source.MEASURED
 
 
 class Executable(ABC):
@@ -68,6 +70,10 @@ class Executable(ABC):
         """Time per layer; raises UnsupportedError where the back end cannot tell."""
         raise UnsupportedError(f"{type(self).__name__} has no per-layer profile")
 
+    def modelled(self) -> dict[str, Figure]:
+        """After a run, figures of a device that is not here (``latency_ms``, its terms); empty where a clock tells."""
+        return {}
+
     def memory(self) -> dict[str, Figure]:
         """Memory figures the back end itself can give (arena, planned activations); may be empty."""
         return {}
@@ -89,11 +95,13 @@ class Backend(Configurable):
         distribution: Name of the Python distribution whose version identifies the back end.
         isa_aware: Whether it honours the target's ``isa``.
         fixed_batch: Whether an artifact runs one batch size only.
+        accelerates: Whether it gives layers to the target's accelerator.
     """
 
     distribution: ClassVar[str] = ""
     isa_aware: ClassVar[bool] = False
     fixed_batch: ClassVar[bool] = True
+    accelerates: ClassVar[bool] = False
 
     def supports(self, model: Model, target: Target) -> str:
         """Why this network cannot run here, or an empty string."""
@@ -106,6 +114,8 @@ class Backend(Configurable):
         target says; that is refused.
         """
         reason = target.unusable()
+        if not reason and target.accelerator is not None and not self.accelerates:
+            reason = f"it has no driver for {target.accelerator.spelled()}; the back end engine has"
         if not reason and not self.isa_aware and target.isa != "native":
             reason = f"it chooses its instructions itself and cannot be held to {target.isa}"
         return reason or self.supports(model, target)

@@ -21,7 +21,7 @@ from dlas.core.timing import Protocol, Timing, measure_samplers, ratio
 from dlas.core.worker import Worker, WorkerFailure
 from dlas.graph.model import Model
 from dlas.hardware.cpu.roofline import Roofline
-from dlas.hardware.target import target_for
+from dlas.hardware.target import measured_target
 from dlas.runtime.backend import backends as known_backends
 from dlas.runtime.backend import deployable
 from dlas.runtime.engine.engine import prepared
@@ -190,7 +190,7 @@ def bench(
         UnknownNameError: No such back end, target or option.
         OptionError: An option does not accept the value.
     """
-    target_for(target)
+    measured_target(target)
     for backend in backends:
         choice = Choice.parse(backend)
         known_backends.get(choice.name)(**choice.as_dict())

@@ -8,7 +8,7 @@ from dlas.core.files import scratch_folder
 from dlas.core.options import Choice
 from dlas.core.worker import WorkerFailure
 from dlas.graph.model import Model
-from dlas.hardware.target import target_for
+from dlas.hardware.target import measured_target
 from dlas.runtime.backend import backend_for
 from dlas.runtime.bench import WorkerSampler, build
 from dlas.runtime.engine.profile import Profile, profile_of
@@ -43,7 +43,7 @@ def profile(
         UnsupportedError: The engine cannot run the network here.
         WorkerFailure: The worker died.
     """
-    target_for(target)
+    measured_target(target)
     backend_for(choice)
     measured = _measured(model, choice, threads, target, runs, timeout_s, tell)
     if not measured["rows"]:

@@ -165,9 +165,10 @@ def sample(seconds: float, min_samples: int = 1, max_seconds: float | None = Non
 
 
 def profile(repeats: int = 30) -> list[dict[str, Any]]:
-    """Rows of ``name``, ``op``, ``milliseconds``; raises UnsupportedError where the back end cannot tell."""
+    """Rows of ``name``, ``op``, ``milliseconds`` and ``source``; UnsupportedError where the back end cannot tell."""
     session = _opened()
-    return [asdict(row) for row in session.executable.profile(session.feed, repeats)]
+    rows = session.executable.profile(session.feed, repeats)
+    return [{**asdict(row), "source": str(row.source)} for row in rows]
 
 
 def steps(runs: int = 50) -> dict[str, Any]:
@@ -176,6 +177,11 @@ def steps(runs: int = 50) -> dict[str, Any]:
 
     session = _opened()
     return measure_steps(session.executable, session.feed, runs)
+
+
+def modelled() -> dict[str, dict[str, Any]]:
+    """Figures of a device that is not here; empty where timing this process is right."""
+    return {name: figure.to_dict() for name, figure in _opened().executable.modelled().items()}
 
 
 def memory() -> dict[str, Any]:
@@ -276,6 +282,6 @@ def _filled(rows: np.ndarray, batch: int) -> np.ndarray:
 
 
 __all__ = [
-    "all_outputs", "build", "close", "energy", "feed", "hold_to", "memory", "open", "outputs", "profile", "sample",
-    "steps", "warm_up",
+    "all_outputs", "build", "close", "energy", "feed", "hold_to", "memory", "modelled", "open", "outputs", "profile",
+    "sample", "steps", "warm_up",
 ]  # fmt: skip

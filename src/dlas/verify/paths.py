@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from dlas.core.errors import OptionError, UnknownNameError
 from dlas.core.options import Choice, split_choices
-from dlas.hardware.target import target_for
+from dlas.hardware.target import measured_target
 from dlas.runtime.backend import Backend, backends, installed_backends
 
 _SHORT = {"onnxruntime": "ort"}
@@ -98,7 +98,7 @@ def _expand(text: str) -> list[RunPath]:
     if match is None:
         raise OptionError("path", text, "BACKEND[:LEVEL][@ISA][/THREADS], such as tvm:O0..O3@x86-64-v3/2")
     target = f"host:isa={match['isa']}" if match["isa"] else "host"
-    target_for(target)
+    measured_target(target)
     threads = match["threads"] or "1"
     if not threads.isascii() or not threads.isdecimal() or not 1 <= int(threads) <= 1024:
         raise OptionError(f"threads of path {text!r}", threads, "a whole number from 1 to 1024")

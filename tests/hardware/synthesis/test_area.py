@@ -32,11 +32,12 @@ def small_array() -> Any:
 
 def smallest(name: str) -> str:
     """An accelerator as small as its options allow."""
-    chosen = [
-        f"{f.name}={min(f.metadata['choices'])}"
+    least = {
+        f.name: min(f.metadata["choices"]) if f.metadata["choices"] else f.metadata["low"]
         for f in fields(accelerators.get(name).Options)
-        if f.metadata["choices"] and isinstance(f.default, int)
-    ]
+        if isinstance(f.default, int)
+    }
+    chosen = [f"{option}={value}" for option, value in least.items() if value is not None]
     return f"{name}:{','.join(chosen)}" if chosen else name
 
 

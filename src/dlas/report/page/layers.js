@@ -11,10 +11,11 @@ function layerBars(i, longest, most = Infinity) {
   if (most < order.length) order = order.sort((a, b) => times[b] - times[a]).slice(0, most);
   const body = make("tbody");
   for (const k of order) {
-    const [name, op] = data.layers.sets[set][k].map((code) => data.texts[code]);
+    const [nameCode, opCode, source] = data.layers.sets[set][k];
+    const [name, op] = [data.texts[nameCode], data.texts[opCode]];
     const bar = make("span", { class: "bar" });
     bar.style.width = `${Math.max(0.5, (100 * (times[k] || 0)) / top)}%`;
-    body.append(make("tr", {}, make("td", { class: "name", title: `${name} (${op})` }, name || op, make("span", { class: "aside" }, ` ${op}`)), make("td", { class: "bars" }, bar), make("td", { class: "num" }, words(times[k] || 0, "ms"), sourceMark("m")), make("td", { class: "num" }, total ? `${((100 * (times[k] || 0)) / total).toFixed(1)} %` : ""))); // prettier-ignore
+    body.append(make("tr", {}, make("td", { class: "name", title: `${name} (${op})` }, name || op, make("span", { class: "aside" }, ` ${op}`)), make("td", { class: "bars" }, bar), make("td", { class: "num" }, words(times[k] || 0, "ms"), sourceMark(source)), make("td", { class: "num" }, total ? `${((100 * (times[k] || 0)) / total).toFixed(1)} %` : ""))); // prettier-ignore
   }
   const head = make("thead", {}, make("tr", {}, make("th", { scope: "col" }, "Layer"), make("th", { scope: "col" }, make("span", { class: "hidden" }, "Bar")), make("th", { scope: "col", class: "num" }, "Time"), make("th", { scope: "col", class: "num" }, "Share")));
   return make("div", { class: "scroll short", role: "region", "aria-label": `Layer times of ${label(i)}`, tabindex: "0" }, make("table", { class: "layers" }, head, body));

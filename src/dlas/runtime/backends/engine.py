@@ -10,6 +10,7 @@ from typing import ClassVar
 from dlas.core.options import option
 from dlas.graph.format import load_model
 from dlas.graph.model import Model
+from dlas.hardware.accelerated import AcceleratedTarget
 from dlas.hardware.target import Target
 from dlas.runtime.artifact import (
     ONNX_FILE,
@@ -55,6 +56,7 @@ class Engine(Backend):
     requires: ClassVar[Mapping[str, str]] = {}
     distribution = "dlas"
     isa_aware = True
+    accelerates = True
     options: EngineOptions
 
     @classmethod
@@ -66,6 +68,10 @@ class Engine(Backend):
 
     def supports(self, model: Model, target: Target) -> str:
         """Operators of unknown domains and unbound dimensions are refused."""
+        if target.accelerator is not None and self.options != EngineOptions():
+            return (
+                "beside an accelerator the processor's kernels are fixed: leave out the options of the engine"
+            )
         return target.unusable() or foreign_operators(model, "com.microsoft") or unbound_dimensions(model)
 
     def build(self, model: Model, target: Target, folder: Path, *, batch: int = 1) -> None:
@@ -87,4 +93,8 @@ class Engine(Backend):
 
         signature = Signature.read(folder)
         model = load_model(artifact_file(folder, ONNX_FILE), allow_nan=True)
+        if isinstance(target, AcceleratedTarget):
+            from dlas.runtime.accelerated import AcceleratedExecutable
+
+            return AcceleratedExecutable(model, target, batch=signature.batch, threads=threads)
         return make(model, signature, self.options, target.isa, threads)

@@ -80,6 +80,10 @@ class _GemmLayer(Layer):
         """See :meth:`Layer.spans`."""
         return self._schedule.spans()
 
+    def buffers(self) -> dict[str, tuple[int, int]]:
+        """See :meth:`Layer.buffers`."""
+        return self._schedule.buffers()
+
     def run(self, inputs: np.ndarray, level: str) -> tuple[np.ndarray, Cycles]:
         """See :meth:`Layer.run`."""
         s, pixels = self._schedule, self._lowered.rows(inputs)

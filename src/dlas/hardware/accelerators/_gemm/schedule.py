@@ -11,6 +11,9 @@ from dataclasses import dataclass
 
 from dlas.hardware.accelerator import DoesNotFitError
 from dlas.hardware.accelerators._gemm.geometry import ROWS_PER_PARAMETERS, Geometry
+from dlas.hardware.rtl.sizes import BUS_BYTES
+
+_PARAMETER_BYTES = 3 * BUS_BYTES // ROWS_PER_PARAMETERS  # of an output channel
 
 
 @dataclass(frozen=True)
@@ -119,6 +122,19 @@ class Schedule:
                 ("results", "post", group.first + self.steps, group.computed + self.geometry.latency),
             ]
         return found
+
+    def buffers(self) -> dict[str, tuple[int, int]]:
+        """Bytes in use and bytes there are: weights of all units in both halves, and tiles of pixels."""
+        g, resident = self.geometry, sum(self.groups[:2])
+        tiles = min(self.tiles, self.slots)
+        return {
+            "weights": (BUS_BYTES * g.units * resident * self.words, BUS_BYTES * g.units * g.weight_words),
+            "inputs": (BUS_BYTES * tiles * self.steps, BUS_BYTES * g.input_words),
+            "parameters": (
+                _PARAMETER_BYTES * g.units * resident * g.rows,
+                _PARAMETER_BYTES * g.units * g.channel_slots,
+            ),
+        }
 
     def _followed(self) -> Iterator[_Group]:
         """Loader and sequencer, event by event."""

@@ -230,6 +230,17 @@ class Schedule:
         """What each unit does when: unit, state, first cycle, last cycle; one span per group of channels."""
         return self._timeline.spans
 
+    def buffers(self) -> dict[str, tuple[int, int]]:
+        """Bytes in use and bytes there are: weights in both halves, the fullest bank of pixels, 32-bit sums."""
+        g, s = self.geometry, self.shape
+        resident = BUS_BYTES * g.pe_count * self.filter_words * min(self.groups, 2)
+        positions, rows = min(s.inputs[0] * self.positions, self.slots), min(s.outputs[0], self.ring)
+        return {
+            "weights": (resident, BUS_BYTES * g.pe_count * g.weight_words),
+            "inputs": (BUS_BYTES * positions * self.words, BUS_BYTES * g.bank_words(self.spread - 1)),
+            "sums": (4 * g.pe_count * rows * s.outputs[1], 4 * g.pe_count * g.sum_words),
+        }
+
     def cycles(self) -> dict[str, int]:
         """Every counter of the hardware, for a host that never hesitates."""
         found = self._timeline

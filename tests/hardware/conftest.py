@@ -1,4 +1,4 @@
-"""Simulations take half a minute to compile; they are kept by content between tests and runs."""
+"""Simulations take half a minute to compile, areas as long to find; both are kept by content between tests and runs."""
 
 from __future__ import annotations
 
@@ -15,5 +15,5 @@ _PLACE = (
 
 @pytest.fixture(autouse=True)
 def kept_builds(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One cache for all tests of this folder."""
+    """One cache for all tests of these folders."""
     monkeypatch.setenv("DLAS_CACHE", str(_PLACE))

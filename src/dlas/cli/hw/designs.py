@@ -1,0 +1,176 @@
+"""``dlas hw list``, ``verify``, ``area``, ``verilog`` and ``new``: the designs themselves."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from dlas.cli._shared import (
+    Architecture,
+    Bar,
+    Json,
+    check_place,
+    figure_text,
+    say,
+    write_json,
+    write_table,
+    write_text,
+)
+from dlas.cli.hw._shared import Accelerator, told
+
+
+def add_to(group: typer.Typer) -> None:
+    """Enter the commands."""
+    group.command("list")(list_accelerators)
+    group.command("verify")(verify)
+    group.command("area")(area)
+    group.command("verilog")(verilog)
+    group.command("new")(new)
+
+
+def list_accelerators(json: Json = False) -> None:
+    """Every accelerator, with its options and what it needs."""
+    from dlas.cli.listing import choices
+
+    found = [c for c in choices() if c["family"] == "accelerator"]
+    if json:
+        write_json(found)
+        return
+    options = [", ".join(f"{name}={o['default']}" for name, o in c["options"].items()) for c in found]
+    write_table(
+        ("name", "what it is", "options", "needs"),
+        [(c["name"], c["summary"], o, c["missing"] or "ready") for c, o in zip(found, options, strict=True)],
+    )
+
+
+def verify(
+    accelerator: Accelerator,
+    trials: Annotated[int, typer.Option(help="Random layers.", min=1)] = 200,
+    seed: Annotated[int, typer.Option(help="Of layers, inputs and back-pressure.", min=0)] = 0,
+    json: Json = False,
+) -> int:
+    """Prove that model and RTL agree: results to the bit, every counter, also under back-pressure."""
+    from dlas.hardware.accelerator import accelerator_for
+    from dlas.hardware.verification import verify as compare
+
+    with Bar() as bar:
+        found = compare(accelerator_for(accelerator), trials=trials, seed=seed, tell=told(bar))
+    if json:
+        write_json(found.to_dict())
+    elif found.passed:
+        say(f"{found.accelerator}: {found.trials} layers equal, results and cycles, also under back-pressure")
+    else:
+        for line in found.failures[:20]:
+            say(line)
+        say(f"{found.accelerator}: {len(found.failures)} differences on {found.trials} layers")
+    return 0 if found.passed else 1
+
+
+def area(
+    accelerators: Annotated[
+        list[str], typer.Argument(help="Accelerators with their options, such as vm:units=4.")
+    ],
+    family: Annotated[str, typer.Option(help="FPGA family: xc7 or ecp5.")] = "xc7",
+    nodsp: Annotated[bool, typer.Option("--nodsp", help="Build multipliers from LUTs.")] = False,
+    fmax: Annotated[bool, typer.Option("--fmax", help="Also place and route on an ECP5 (minutes).")] = False,
+    model: Annotated[
+        str,
+        typer.Option(
+            help="A quantised network: also count its cycles, so that area and speed stand side by side."
+        ),
+    ] = "",
+    architecture: Architecture = "",
+    json: Json = False,
+) -> None:
+    """Area by Yosys, whether boards hold it, and with --fmax the clock that nextpnr reaches on an ECP5."""
+    from dlas import api
+    from dlas.hardware.accelerator import accelerator_for
+    from dlas.hardware.synthesis.area import area as area_of
+    from dlas.hardware.synthesis.boards import BOARDS, fits
+    from dlas.hardware.synthesis.fmax import fmax as clock_of
+    from dlas.runtime.unit_profile import profile_units
+
+    chosen = [accelerator_for(text) for text in accelerators]
+    network = api.load(model, architecture=architecture) if model else None
+    found = []
+    for accelerator in chosen:
+        say(f"  {accelerator.spelled()}: Yosys")
+        taken = area_of(accelerator, family=family, nodsp=nodsp)
+        boards = [fits(taken, board) for board in BOARDS.values() if board.family == family]
+        clock = None
+        if fmax:
+            say(f"  {accelerator.spelled()}: nextpnr")
+            clock = clock_of(accelerator)
+        ran = profile_units(network, accelerator) if network is not None else None
+        found.append((accelerator.spelled(), taken, boards, clock, ran))
+    if json:
+        write_json([
+            {
+                "accelerator": name,
+                "area": taken.to_dict(),
+                "boards": [board.to_dict() for board in boards],
+                **({} if clock is None else {"fmax": clock.to_dict()}),
+                **({} if ran is None else {"network": ran.to_dict()}),
+            }
+            for name, taken, boards, clock, ran in found
+        ])  # fmt: skip
+        return
+    columns = ["accelerator", "LUTs", "flip-flops", "carries", "DSPs", "BRAM tiles", "fits", "MHz"]
+    rows = []
+    for name, taken, boards, clock, _ in found:
+        fit = ", ".join(f"{b.board.name} {'yes' if b.fits else 'no: ' + b.reason}" for b in boards)
+        mhz = "" if clock is None else figure_text(next(iter(clock.figures.values())))
+        counts = [f"{n:,}" for n in (taken.luts, taken.flip_flops, taken.carries, taken.dsps)]
+        rows.append([name, *counts, f"{taken.bram_tiles:g}", fit, mhz])
+    if network is not None:
+        columns += ["cycles", "speed", "speed per LUT"]
+        products = [(ran.cycles, ran.cycles * taken.luts) for _, taken, _, _, ran in found if ran is not None]
+        for row, (cycles, product) in zip(rows, products, strict=True):
+            row += [f"{cycles:,}", f"{products[0][0] / cycles:.2f}x", f"{products[0][1] / product:.2f}x"]
+    write_table(columns, rows)
+    say(f"area estimated for {family} by {found[0][1].flow}")
+    if network is not None:
+        say(f"cycles of one row of {network.name}, simulated; speed at equal clocks, against {found[0][0]}")
+    for name, _, _, _, ran in found:
+        if ran is not None and ran.on_cpu:
+            say(
+                f"{name}: without {len(ran.on_cpu)} layers that stay on the CPU ({next(iter(ran.on_cpu.values()))})"
+            )
+    if fmax:
+        say("clock estimated for an ECP5 by nextpnr, out of context: open tools give none for 7 series")
+
+
+def verilog(
+    accelerator: Accelerator,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="File; default standard output.")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite the output.")] = False,
+) -> None:
+    """The accelerator as Verilog."""
+    from dlas.core.files import write_atomic
+    from dlas.hardware.accelerator import accelerator_for
+    from dlas.hardware.simulation.verilog import verilog as text_of
+
+    if output is not None:
+        check_place(output, force)
+    text = text_of(accelerator_for(accelerator).design())
+    if output is None:
+        write_text(text)
+    else:
+        write_atomic(output, text.encode())
+        say(f"wrote {output}")
+
+
+def new(
+    name: Annotated[str, typer.Argument(help="Name in kebab case, such as my-array.")],
+    folder: Annotated[Path, typer.Option("--folder", help="Where to write the two files.")] = Path(),
+) -> None:
+    """Start an accelerator: a module with an array of its own, and a test that passes."""
+    from dlas.hardware.skeleton import write_skeleton
+
+    for path in write_skeleton(name, folder):
+        say(f"wrote {path}")
+    say("run the test with pytest; then change `product` and what `trial` draws")
