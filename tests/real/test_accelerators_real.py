@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from dlas import api
 from dlas.graph.format import load_model
 from dlas.hardware.accelerator import Accelerator, accelerator_for
 from dlas.kernels.extension import native
@@ -95,3 +96,41 @@ def test_shift_units_take_what_was_trained_on_their_levels(name: str, data_folde
     left = [layer for layer in offloaded.layers if layer.reason and layer.op != "QDepthwise"]
     assert len(left) == 2  # the first convolution and the last layer, in 8 bits
     assert all("not on the levels" in layer.reason for layer in left)
+
+
+OWN = {
+    "apot": "vm-shift:units=1",
+    "msq": "vm-shift:method=msq,units=1",
+    "po2": "vm-shift:method=po2,semantics=tflite,units=1",
+}
+
+
+@pytest.mark.parametrize("method", OWN)
+def test_shift_units_give_litert_s_bytes_for_what_dlas_puts_on_levels(method: str, tmp_path: Path) -> None:
+    """Levels of APoT, MSQ and QKeras: the file holds what the hardware computes with."""
+    path = tmp_path / "own.tflite"
+    api.save(
+        api.compress("digits-cnn", f"{method}:activations=int8,repair=none", data="digits", split="train"),
+        path,
+    )
+    offloaded = Offloaded(load_model(path), accelerator_for(OWN[method]))
+    found, wanted, _ = answers(offloaded, path)
+    np.testing.assert_array_equal(found, wanted)
+    assert sum(not layer.reason for layer in offloaded.layers) >= 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", OWN)
+def test_resnet20_on_levels_of_dlas_in_hardware(method: str, tmp_path: Path, data_folder: Path) -> None:
+    """All but the two layers that keep 8 bits, whole network, model and RTL, bytes and cycles."""
+    path, source = tmp_path / "own.tflite", data_folder / "models/cifar-resnet/resnet20.th"
+    rows = data_folder / "cifar10-train.parquet"
+    api.save(api.compress(source, f"{method}:activations=int8", data=rows), path)
+    model, accelerator = load_model(path), accelerator_for(OWN[method])
+    rtl, tlm = Offloaded(model, accelerator, level="rtl"), Offloaded(model, accelerator)
+    found, wanted, inputs = answers(rtl, path)
+    np.testing.assert_array_equal(found, wanted)
+    np.testing.assert_array_equal(next(iter(tlm.run(inputs).values())), wanted)
+    assert [layer.cycles for layer in rtl.layers] == [layer.cycles for layer in tlm.layers]
+    left = [layer.name for layer in rtl.layers if layer.reason]
+    assert len(left) == 2, left
