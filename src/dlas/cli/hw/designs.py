@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -19,6 +20,12 @@ from dlas.cli._shared import (
     write_text,
 )
 from dlas.cli.hw._shared import Accelerator, told
+
+if TYPE_CHECKING:
+    from dlas.hardware.synthesis.area import Area
+    from dlas.hardware.synthesis.boards import Fit
+    from dlas.hardware.synthesis.fmax import Routed
+    from dlas.runtime.unit_profile import UnitProfile
 
 
 def add_to(group: typer.Typer) -> None:
@@ -104,42 +111,61 @@ def area(
             say(f"  {accelerator.spelled()}: nextpnr")
             clock = clock_of(accelerator)
         ran = profile_units(network, accelerator) if network is not None else None
-        found.append((accelerator.spelled(), taken, boards, clock, ran))
+        found.append(_Built(accelerator.spelled(), taken, boards, clock, ran))
     if json:
-        write_json([
-            {
-                "accelerator": name,
-                "area": taken.to_dict(),
-                "boards": [board.to_dict() for board in boards],
-                **({} if clock is None else {"fmax": clock.to_dict()}),
-                **({} if ran is None else {"network": ran.to_dict()}),
-            }
-            for name, taken, boards, clock, ran in found
-        ])  # fmt: skip
+        write_json([one.to_dict() for one in found])
         return
-    columns = ["accelerator", "LUTs", "flip-flops", "carries", "DSPs", "BRAM tiles", "fits", "MHz"]
-    rows = []
-    for name, taken, boards, clock, _ in found:
-        fit = ", ".join(f"{b.board.name} {'yes' if b.fits else 'no: ' + b.reason}" for b in boards)
-        mhz = "" if clock is None else figure_text(next(iter(clock.figures.values())))
-        counts = [f"{n:,}" for n in (taken.luts, taken.flip_flops, taken.carries, taken.dsps)]
-        rows.append([name, *counts, f"{taken.bram_tiles:g}", fit, mhz])
+    columns, rows, notes = (
+        ["accelerator", "LUTs", "flip-flops", "carries", "DSPs", "BRAM tiles", "fits", "MHz"],
+        [],
+        [],
+    )
+    for one in found:
+        fit = ", ".join(f"{b.board.name} {'yes' if b.fits else 'no: ' + b.reason}" for b in one.boards)
+        mhz = "" if one.clock is None else figure_text(next(iter(one.clock.figures.values())))
+        counts = [f"{n:,}" for n in (one.area.luts, one.area.flip_flops, one.area.carries, one.area.dsps)]
+        rows.append([one.name, *counts, f"{one.area.bram_tiles:g}", fit, mhz])
     if network is not None:
         columns += ["cycles", "speed", "speed per LUT"]
-        products = [(ran.cycles, ran.cycles * taken.luts) for _, taken, _, _, ran in found if ran is not None]
-        for row, (cycles, product) in zip(rows, products, strict=True):
-            row += [f"{cycles:,}", f"{products[0][0] / cycles:.2f}x", f"{products[0][1] / product:.2f}x"]
+        notes.append(_beside_speed(rows, found, network.name))
     write_table(columns, rows)
-    say(f"area estimated for {family} by {found[0][1].flow}")
-    if network is not None:
-        say(f"cycles of one row of {network.name}, simulated; speed at equal clocks, against {found[0][0]}")
-    for name, _, _, _, ran in found:
-        if ran is not None and ran.on_cpu:
-            say(
-                f"{name}: without {len(ran.on_cpu)} layers that stay on the CPU ({next(iter(ran.on_cpu.values()))})"
-            )
+    say(f"area estimated for {family} by {found[0].area.flow}")
+    for text in notes:
+        say(text)
     if fmax:
         say("clock estimated for an ECP5 by nextpnr, out of context: open tools give none for 7 series")
+
+
+@dataclass(frozen=True)
+class _Built:
+    name: str
+    area: Area
+    boards: list[Fit]
+    clock: Routed | None
+    ran: UnitProfile | None
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "accelerator": self.name,
+            "area": self.area.to_dict(),
+            "boards": [board.to_dict() for board in self.boards],
+            **({} if self.clock is None else {"fmax": self.clock.to_dict()}),
+            **({} if self.ran is None else {"network": self.ran.to_dict()}),
+        }
+
+
+def _beside_speed(rows: list[list[str]], found: list[_Built], network: str) -> str:
+    """Append the columns of speed, over the layers that every accelerator takes; returns what they mean."""
+    ran = [one.ran for one in found if one.ran is not None]
+    common = set.intersection(*({layer.name for layer in profile.layers} for profile in ran))
+    cycles = [sum(layer.cycles for layer in profile.layers if layer.name in common) for profile in ran]
+    products = [count * one.area.luts for count, one in zip(cycles, found, strict=True)]
+    for row, count, product in zip(rows, cycles, products, strict=True):
+        row += [f"{count:,}", f"{cycles[0] / max(count, 1):.2f}x", f"{products[0] / max(product, 1):.2f}x"]
+    return (
+        f"cycles, simulated, of one row through the {len(common)} layers of {network} that all of them take; "
+        f"speed at equal clocks, against {found[0].name}"
+    )
 
 
 def verilog(

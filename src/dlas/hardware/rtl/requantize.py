@@ -51,10 +51,10 @@ class Requantize(wiring.Component):
     def elaborate(self, platform: object) -> Module:
         """The pipeline."""
         m = Module()
-        # 1: the bias; 2: the left shift of `double`; 3: the product
+        # 1: the bias; 2: the left shift of `double`; 3: products of halves, a block multiplier each; 4: their sum
         multiplier, shift = (
             [Signal(signed(32), name=f"multiplier_{i}") for i in range(2)],
-            [Signal(signed(8), name=f"shift_{i}") for i in range(3)],
+            [Signal(signed(8), name=f"shift_{i}") for i in range(4)],
         )
         m.d.sync += [
             multiplier[0].eq(self.multiplier),
@@ -63,7 +63,7 @@ class Requantize(wiring.Component):
         ]
         m.d.sync += [late.eq(soon) for soon, late in pairwise(shift)]
         twice = self._is("double")
-        by, half, rest, above = self._masks(m, shift[2], twice)
+        by, half, rest, above = self._masks(m, shift[3], twice)
         for lane in range(self.lanes):
             total, left = (Signal(signed(32), name=n, reset_less=True) for n in ("total", "left"))
             product, value = (Signal(signed(w), reset_less=True) for w in (64, self._width))
@@ -73,8 +73,8 @@ class Requantize(wiring.Component):
                 m.d.sync += left.eq((total << to_left)[:32].as_signed())
             else:
                 m.d.sync += left.eq(total)
-            m.d.sync += product.eq(left * multiplier[1])
-            # 4: the nudge of `double` and its division that truncates towards zero, which together round halves up
+            m.d.sync += product.eq(_product(m, left, multiplier[1]))
+            # 5: the nudge of `double` and its division that truncates towards zero, which together round halves up
             high = (product + 2**30) >> 31 if "double" in self.modes else product
             m.d.sync += value.eq(Mux(twice, high, product))
             m.d.sync += self._rounded(m, value, by, half, rest, above, lane)
@@ -90,7 +90,7 @@ class Requantize(wiring.Component):
         return Const(1, 1) if len(self.modes) == 1 else self.mode == MODES.index(mode)
 
     def _masks(self, m: Module, shift: Signal, twice: Value) -> tuple[Signal, ...]:
-        """4, for all lanes: by how much to shift; the highest bit that falls off, those below, those beyond `_KEPT`."""
+        """5, for all lanes: by how much to shift; the highest bit that falls off, those below, those beyond `_KEPT`."""
         by, (half, rest, above) = Signal(6), (Signal(self._width, name=n) for n in ("half", "rest", "above"))
         amount, bit = Signal(6), Signal(self._width)
         once, left_over = (31 - shift).as_unsigned()[:6], Mux(shift < 0, -shift, 0).as_unsigned()[:6]
@@ -103,7 +103,7 @@ class Requantize(wiring.Component):
     def _rounded(
         self, m: Module, value: Signal, by: Signal, half: Signal, rest: Signal, above: Signal, lane: int
     ) -> list:
-        """5: the shift with its rounding; 6: zero point and bounds."""
+        """6: the shift with its rounding; 7: zero point and bounds."""
         kept, coarse = Signal(signed(_KEPT), reset_less=True), Signal(_KEPT + 7)
         more, beyond, negative = (Signal(name=n, reset_less=True) for n in ("more", "beyond", "negative"))
         m.d.comb += coarse.eq(value >> Cat(Const(0, 3), by[3:]))
@@ -118,3 +118,13 @@ class Requantize(wiring.Component):
         too_low, too_high = (result < self.low) & ~beyond, (result > self.high) & ~beyond
         bounded = Mux(too_low | (beyond & negative), self.low, Mux(too_high | beyond, self.high, result))
         return [self.bytes[lane].eq(bounded)]
+
+
+def _product(m: Module, a: Signal, b: Signal) -> Value:
+    """The product of two signed numbers of 32 bits, a cycle after they are there."""
+    halves = [(x[:16], x[16:].as_signed()) for x in (a, b)]
+    parts = {
+        (i, j): Signal(signed(34), name=f"part_{i}{j}", reset_less=True) for i in range(2) for j in range(2)
+    }
+    m.d.sync += [part.eq(halves[0][i] * halves[1][j]) for (i, j), part in parts.items()]
+    return parts[0, 0] + ((parts[0, 1] + parts[1, 0]) << 16) + (parts[1, 1] << 32)

