@@ -97,7 +97,12 @@ def test_area_beside_speed(
     assert run_command([*command, "--json"]) == 0
     one, four = (found["network"]["cycles"] for found in json.loads(capsys.readouterr().out))
     assert run_command(command) == 0
-    last = capsys.readouterr().out.splitlines()[-1].split()
+    told = capsys.readouterr()
+    last = told.out.splitlines()[-1].split()
+    assert (
+        0 < float(last.pop().removesuffix("x")) < 2
+    )  # energy: fewer reads of inputs, more units that leak less long
+    assert "a ratio, no joules" in told.err
     assert last[-3:] == [f"{four:,}", f"{one / four:.2f}x", f"{one / four / 4:.2f}x"]
 
 

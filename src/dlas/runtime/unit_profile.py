@@ -29,7 +29,7 @@ class LayerUnits:
     Attributes:
         name: Node.
         op: Operator.
-        cycles: First word in to last word out.
+        counted: What it took.
         busy: Cycles of work per unit.
         bound: The unit with most work.
         if_free: The most work of any other unit: cycles that are left at least if the bound one cost nothing.
@@ -38,7 +38,7 @@ class LayerUnits:
 
     name: str
     op: str
-    cycles: int
+    counted: Cycles
     busy: Mapping[str, int]
     bound: str
     if_free: int
@@ -50,12 +50,22 @@ class LayerUnits:
         busy = units_of(layer.cycles)
         bound = max(busy, key=lambda unit: busy[unit])
         rest = max((work for unit, work in busy.items() if unit != bound), default=0)
-        return cls(layer.name, layer.op, layer.cycles.total, busy, bound, rest, layer.buffers)
+        return cls(layer.name, layer.op, layer.cycles, busy, bound, rest, layer.buffers)
+
+    @property
+    def cycles(self) -> int:
+        """First word in to last word out."""
+        return self.counted.total
 
     @property
     def overhead(self) -> int:
         """Cycles in which not even the busiest unit works: filling, draining, waiting for each other."""
         return self.cycles - self.busy[self.bound]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, fit for JSON."""
+        plain = {k: v for k, v in asdict(self).items() if k != "counted"}
+        return {**plain, "cycles": self.cycles, "overhead": self.overhead}
 
 
 @dataclass(frozen=True)
@@ -123,7 +133,7 @@ class UnitProfile:
                 unit: {"busy": self.busy(unit), "bound": self.bound(unit), "speedup_if_free": self.best(unit)}
                 for unit in self.units
             },
-            "layers": [{**asdict(layer), "overhead": layer.overhead} for layer in self.layers],
+            "layers": [layer.to_dict() for layer in self.layers],
             "on_cpu": dict(self.on_cpu),
         }
 

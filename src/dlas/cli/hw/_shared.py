@@ -9,7 +9,7 @@ import typer
 
 from dlas.cli._shared import Bar
 
-Accelerator = Annotated[str, typer.Argument(help="Accelerator with its options, such as vm:units=4.")]
+Chosen = Annotated[str, typer.Argument(help="Accelerator with its options, such as vm:units=4.")]
 Level = Annotated[str, typer.Option(help="tlm: the exact model; rtl: the simulated hardware.")]
 
 

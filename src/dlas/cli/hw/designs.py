@@ -19,9 +19,10 @@ from dlas.cli._shared import (
     write_table,
     write_text,
 )
-from dlas.cli.hw._shared import Accelerator, told
+from dlas.cli.hw._shared import Chosen, told
 
 if TYPE_CHECKING:
+    from dlas.hardware.accelerator import Accelerator
     from dlas.hardware.synthesis.area import Area
     from dlas.hardware.synthesis.boards import Fit
     from dlas.hardware.synthesis.fmax import Routed
@@ -53,7 +54,7 @@ def list_accelerators(json: Json = False) -> None:
 
 
 def verify(
-    accelerator: Accelerator,
+    accelerator: Chosen,
     trials: Annotated[int, typer.Option(help="Random layers.", min=1)] = 200,
     seed: Annotated[int, typer.Option(help="Of layers, inputs and back-pressure.", min=0)] = 0,
     json: Json = False,
@@ -111,7 +112,7 @@ def area(
             say(f"  {accelerator.spelled()}: nextpnr")
             clock = clock_of(accelerator)
         ran = profile_units(network, accelerator) if network is not None else None
-        found.append(_Built(accelerator.spelled(), taken, boards, clock, ran))
+        found.append(_Built(accelerator, taken, boards, clock, ran))
     if json:
         write_json([one.to_dict() for one in found])
         return
@@ -126,8 +127,8 @@ def area(
         counts = [f"{n:,}" for n in (one.area.luts, one.area.flip_flops, one.area.carries, one.area.dsps)]
         rows.append([one.name, *counts, f"{one.area.bram_tiles:g}", fit, mhz])
     if network is not None:
-        columns += ["cycles", "speed", "speed per LUT"]
-        notes.append(_beside_speed(rows, found, network.name))
+        columns += ["cycles", "speed", "speed per LUT", "energy"]
+        notes += _beside_speed(rows, found, network.name, nodsp)
     write_table(columns, rows)
     say(f"area estimated for {family} by {found[0].area.flow}")
     for text in notes:
@@ -138,11 +139,15 @@ def area(
 
 @dataclass(frozen=True)
 class _Built:
-    name: str
+    accelerator: Accelerator
     area: Area
     boards: list[Fit]
     clock: Routed | None
     ran: UnitProfile | None
+
+    @property
+    def name(self) -> str:
+        return self.accelerator.spelled()
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -154,22 +159,37 @@ class _Built:
         }
 
 
-def _beside_speed(rows: list[list[str]], found: list[_Built], network: str) -> str:
+def _beside_speed(rows: list[list[str]], found: list[_Built], network: str, nodsp: bool) -> list[str]:
     """Append the columns of speed, over the layers that every accelerator takes; returns what they mean."""
-    ran = [one.ran for one in found if one.ran is not None]
-    common = set.intersection(*({layer.name for layer in profile.layers} for profile in ran))
-    cycles = [sum(layer.cycles for layer in profile.layers if layer.name in common) for profile in ran]
-    products = [count * one.area.luts for count, one in zip(cycles, found, strict=True)]
-    for row, count, product in zip(rows, cycles, products, strict=True):
-        row += [f"{count:,}", f"{cycles[0] / max(count, 1):.2f}x", f"{products[0] / max(product, 1):.2f}x"]
-    return (
-        f"cycles, simulated, of one row through the {len(common)} layers of {network} that all of them take; "
-        f"speed at equal clocks, against {found[0].name}"
-    )
+    from dlas.hardware.accelerated import CLOCK_MHZ
+    from dlas.hardware.accelerator import Cycles
+    from dlas.hardware.synthesis.energy import energy
+
+    ran = [(one, one.ran.layers) for one in found if one.ran is not None]
+    common = set.intersection(*({layer.name for layer in layers} for _, layers in ran))
+    taken = [sum((x.counted for x in layers if x.name in common), Cycles()) for _, layers in ran]
+    used = [
+        energy(one.accelerator, cycles, clock_mhz=CLOCK_MHZ, nodsp=nodsp)
+        for (one, _), cycles in zip(ran, taken, strict=True)
+    ]
+    for row, (one, _), cycles, spent in zip(rows, ran, taken, used, strict=True):
+        speed = taken[0].total / cycles.total
+        per_lut = speed * ran[0][0].area.luts / one.area.luts
+        row += [
+            f"{cycles.total:,}",
+            f"{speed:.2f}x",
+            f"{per_lut:.2f}x",
+            f"{spent.relative_to(used[0]).value:.2f}x",
+        ]
+    return [
+        f"cycles, simulated, of one row through the {len(common)} layers of {network} that all of them take; speed "
+        f"(equal clocks) and energy against {found[0].name}",
+        f"energy estimated at {CLOCK_MHZ:g} MHz from assumed energies per operation: a ratio, no joules",
+    ]
 
 
 def verilog(
-    accelerator: Accelerator,
+    accelerator: Chosen,
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="File; default standard output.")
     ] = None,

@@ -96,6 +96,7 @@ def energy(
     *,
     clock_mhz: float,
     product: str = "",
+    nodsp: bool = False,
     table: EnergyTable | None = None,
 ) -> Energy:
     """Energy of a run. Products with the zeros of padding switch nothing and are not counted.
@@ -104,7 +105,8 @@ def energy(
         accelerator: What ran.
         cycles: Of everything that ran on it.
         clock_mhz: Its clock, for the leakage.
-        product: ``dsp``, ``lut`` or ``shift``; by itself ``shift`` for codes of 4 bits, else ``dsp``.
+        product: ``dsp``, ``lut`` or ``shift``; by itself ``shift`` for codes of 4 bits, else what ``nodsp`` says.
+        nodsp: Multipliers are built from LUTs.
         table: Energies per operation.
 
     Raises:
@@ -119,7 +121,8 @@ def energy(
     stored = cycles.bytes_in / 4  # words written to buffers, once each
     return Energy(
         {
-            "products": cycles.macs * table.product_pj(product or ("shift" if codes == 4 else "dsp")),
+            "products": cycles.macs
+            * table.product_pj(product or ("shift" if codes == 4 else "lut" if nodsp else "dsp")),
             "buffers": (stored + read_words(accelerator, cycles)) * table.bram_word_pj,
             "memory": moved * table.dram_byte_pj,
             "leakage": cycles.total / clock_mhz * table.static_w * 1e6,  # us * W in pJ
