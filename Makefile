@@ -25,7 +25,7 @@ run: $(VENV)/.run
 	$(BIN)/dlas run
 
 test: $(VENV)/.test lint
-	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow" --durations 20
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow" --durations 20
 
 test-all: $(VENV)/.all lint side-environments
 	$(BIN)/python -m pytest -n 2 --dist worksteal --durations 40

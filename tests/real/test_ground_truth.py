@@ -21,10 +21,7 @@ from _ground_truth import ROWS, Bench, Row, Run, images, left_out
 ENVIRONMENTS = environments_root()  # before each test gets a cache of its own
 FEW = 100
 # One of each tool and of each source; exports take most of the time.
-QUICK = {
-    "r20-dynamo-ort-all", "r20-legacy-tvm-dlas", "r20-dynamo-openvino-f32",
-    "r8-tflite-tvm", "vww-tvm", "kws-tvm",
-}  # fmt: skip
+QUICK = {"r20-legacy-tvm-dlas", "r20-dynamo-openvino-f32", "kws-tvm"}
 # A hundred images say little about small percentages.
 COUNTED = {"r8-int8", "r8-int8-xnnpack-builtin", "r8-int8-xnnpack-reference", "r8-int8-builtin-reference"}
 

@@ -31,6 +31,7 @@ def mobilenet(data_folder: Path) -> LocalizeReport:
     )
 
 
+@pytest.mark.slow
 def test_the_range_that_mobilenet_was_calibrated_with_is_named(mobilenet: LocalizeReport) -> None:
     assert {f["fault"] for f in mobilenet.faults} == {"input"}
     first = mobilenet.faults[0]
@@ -41,6 +42,7 @@ def test_the_range_that_mobilenet_was_calibrated_with_is_named(mobilenet: Locali
     assert "calibrated with samples prepared otherwise" in first["hint"]
 
 
+@pytest.mark.slow
 def test_the_rest_of_mobilenet_is_healthy_and_the_labels_come_back(mobilenet: LocalizeReport) -> None:
     assert mobilenet.flips is not None
     assert mobilenet.flips >= 16

@@ -45,6 +45,7 @@ def thinned(model: Model, widths: list[int]) -> Model:
     return dataclasses.replace(model, ir=graph)
 
 
+@pytest.mark.slow
 def test_layer_times_add_up_to_the_network(resnet20: Model) -> None:
     """Within 15 %, of the whole network and of one of half its widths; measured anew if others got in between."""
     graph = resnet20.editable()

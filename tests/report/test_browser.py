@@ -280,7 +280,7 @@ def test_charts_follow_the_colour_scheme(opened: Any) -> None:
     assert ink() == "rgb(0, 0, 0)"
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("scheme", [pytest.param("light", marks=pytest.mark.slow), "dark"])
 def test_no_serious_fault_of_accessibility(opened: Any, scheme: str) -> None:
     axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe is not installed")
     page = opened(color_scheme=scheme).page

@@ -36,6 +36,29 @@ def test_the_last_frequency_counts_and_a_missed_target_is_no_error() -> None:
     assert figures["mult18x18d"].value == 8
 
 
+PATH = """\
+Info: Critical path report for clock 'clk' (posedge -> posedge):
+Info:       type curr  total name
+Info:   clk-to-q  5.83  5.83 Source weights_0.0.0.DOB12
+Info:    routing  1.99  7.82 Net weights_0.0.0_DOB12[2] (49,22) -> (49,33)
+Info:                          Sink weights_0.0.0_DOB12_LUT4_D.D
+Info:      logic  0.24  8.05 Source weights_0.0.0_DOB12_LUT4_D.F
+Info:    routing  4.94  12.99 Net weights_0.0.0_DOB12_LUT4_D_Z (49,33) -> (100,34)
+Info:                          Sink array.product_0.M
+Info: 6.07 ns logic, 6.93 ns routing
+Info: Critical path report for cross-domain path '<async>' -> 'posedge clk':
+Info:     source  0.00  0.00 Source rst
+Info: 0.00 ns logic, 1.00 ns routing
+""".splitlines()
+
+
+def test_the_longest_path_is_named_and_only_after_routing() -> None:
+    found = parse([*LOG[:8], *PATH, LOG[8], LOG[9], *PATH, LOG[10]])
+    assert found.path == "weights_0.0.0.DOB12 to array.product_0.M: 6.07 ns logic, 6.93 ns routing"
+    assert found.to_dict()["path"] == found.path
+    assert parse([*LOG[:8], *PATH, *LOG[8:]]).path == ""
+
+
 def test_an_error_is_told_in_its_own_words() -> None:
     with pytest.raises(DlasError, match="no frequency after routing"):
         parse(LOG[:2])

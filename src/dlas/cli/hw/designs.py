@@ -133,6 +133,9 @@ def area(
     say(f"area estimated for {family} by {found[0].area.flow}")
     for text in notes:
         say(text)
+    for one in found:
+        if one.clock is not None and one.clock.path:
+            say(f"longest path of {one.name}: {one.clock.path}")
     if fmax:
         say("clock estimated for an ECP5 by nextpnr, out of context: open tools give none for 7 series")
 

@@ -51,30 +51,31 @@ class Requantize(wiring.Component):
     def elaborate(self, platform: object) -> Module:
         """The pipeline."""
         m = Module()
-        # 1: the bias; 2: the left shift of `double`; 3: products of halves, a block multiplier each; 4: their sum
+        # 1: what comes out of buffers, late in the cycle; 2: the bias; 3: the left shift of `double`; 4: products of
+        # halves, a block multiplier each; 5: their sum
         multiplier, shift = (
-            [Signal(signed(32), name=f"multiplier_{i}") for i in range(2)],
-            [Signal(signed(8), name=f"shift_{i}") for i in range(4)],
+            [Signal(signed(32), name=f"multiplier_{i}") for i in range(3)],
+            [Signal(signed(8), name=f"shift_{i}") for i in range(5)],
         )
-        m.d.sync += [
-            multiplier[0].eq(self.multiplier),
-            multiplier[1].eq(multiplier[0]),
-            shift[0].eq(self.shift),
-        ]
+        bias = Signal(signed(32), reset_less=True)
+        m.d.sync += [bias.eq(self.bias), multiplier[0].eq(self.multiplier), shift[0].eq(self.shift)]
+        m.d.sync += [late.eq(soon) for soon, late in pairwise(multiplier)]
         m.d.sync += [late.eq(soon) for soon, late in pairwise(shift)]
         twice = self._is("double")
-        by, half, rest, above = self._masks(m, shift[3], twice)
+        by, half, rest, above = self._masks(m, shift[4], twice)
         for lane in range(self.lanes):
-            total, left = (Signal(signed(32), name=n, reset_less=True) for n in ("total", "left"))
+            given, total, left = (
+                Signal(signed(32), name=n, reset_less=True) for n in ("given", "total", "left")
+            )
             product, value = (Signal(signed(w), reset_less=True) for w in (64, self._width))
-            m.d.sync += total.eq(self.sums[lane] + self.bias)
+            m.d.sync += [given.eq(self.sums[lane]), total.eq(given + bias)]
             if "double" in self.modes:
-                to_left = Mux(twice & (shift[0] > 0), shift[0], 0).as_unsigned()[:5]
+                to_left = Mux(twice & (shift[1] > 0), shift[1], 0).as_unsigned()[:5]
                 m.d.sync += left.eq((total << to_left)[:32].as_signed())
             else:
                 m.d.sync += left.eq(total)
-            m.d.sync += product.eq(_product(m, left, multiplier[1]))
-            # 5: the nudge of `double` and its division that truncates towards zero, which together round halves up
+            m.d.sync += product.eq(_product(m, left, multiplier[2]))
+            # 6: the nudge of `double` and its division that truncates towards zero, which together round halves up
             high = (product + 2**30) >> 31 if "double" in self.modes else product
             m.d.sync += value.eq(Mux(twice, high, product))
             m.d.sync += self._rounded(m, value, by, half, rest, above, lane)
@@ -90,7 +91,7 @@ class Requantize(wiring.Component):
         return Const(1, 1) if len(self.modes) == 1 else self.mode == MODES.index(mode)
 
     def _masks(self, m: Module, shift: Signal, twice: Value) -> tuple[Signal, ...]:
-        """5, for all lanes: by how much to shift; the highest bit that falls off, those below, those beyond `_KEPT`."""
+        """6, for all lanes: by how much to shift; the highest bit that falls off, those below, those beyond `_KEPT`."""
         by, (half, rest, above) = Signal(6), (Signal(self._width, name=n) for n in ("half", "rest", "above"))
         amount, bit = Signal(6), Signal(self._width)
         once, left_over = (31 - shift).as_unsigned()[:6], Mux(shift < 0, -shift, 0).as_unsigned()[:6]
@@ -103,7 +104,7 @@ class Requantize(wiring.Component):
     def _rounded(
         self, m: Module, value: Signal, by: Signal, half: Signal, rest: Signal, above: Signal, lane: int
     ) -> list:
-        """6: the shift with its rounding; 7: zero point and bounds."""
+        """7: the shift with its rounding; 8: zero point and bounds."""
         kept, coarse = Signal(signed(_KEPT), reset_less=True), Signal(_KEPT + 7)
         more, beyond, negative = (Signal(name=n, reset_less=True) for n in ("more", "beyond", "negative"))
         m.d.comb += coarse.eq(value >> Cat(Const(0, 3), by[3:]))

@@ -29,6 +29,8 @@ _DEVICE = ("--85k", "--package", "CABGA756", "--speed", "6")
 _CLOCK = re.compile(r"Max frequency for clock\s+'[^']*':\s*([0-9.]+) MHz")
 _ROUTED = re.compile(r"^Info: Router\d+ time")
 _USED = re.compile(r"^Info:\s+(\w+):\s+(\d+)/\s*(\d+)\s+\d+%")
+_PATH = re.compile(r"^Info:\s+(?:[\w-]+\s+[\d.]+\s+[\d.]+\s+)?(Source|Sink) (\S+)$")
+_PATH_TIME = re.compile(r"^Info: ([\d.]+ ns logic, [\d.]+ ns routing)")
 _SHOWN = ("TRELLIS_COMB", "TRELLIS_FF", "MULT18X18D", "DP16KD")
 
 
@@ -40,12 +42,14 @@ class Routed:
         fmax_mhz: Highest clock.
         used: Type of cell to how many the device gives it.
         available: Type of cell to how many there are.
+        path: The longest path: where it begins and ends, and how much of it is logic and how much wires.
         flow: Commands and versions of the tools.
     """
 
     fmax_mhz: float
     used: Mapping[str, int]
     available: Mapping[str, int]
+    path: str = ""
     flow: str = ""
 
     @property
@@ -63,6 +67,7 @@ class Routed:
         """For JSON."""
         return {
             "flow": self.flow,
+            "path": self.path,
             "figures": {name: figure.to_dict() for name, figure in self.figures.items()},
         }
 
@@ -73,7 +78,8 @@ def parse(lines: Iterable[str]) -> Routed:
     Raises:
         DlasError: There is none; says nextpnr's own error where it wrote one.
     """
-    clock, routed, error = None, False, ""
+    clock, routed, error, path = None, False, "", ""
+    cells: list[str] = []
     used: dict[str, int] = {}
     available: dict[str, int] = {}
     for line in lines:
@@ -81,6 +87,12 @@ def parse(lines: Iterable[str]) -> Routed:
             routed = True
         elif found := _CLOCK.search(line):
             clock = float(found[1]) if routed else None
+        elif routed and line.startswith("Info: Critical path report for clock"):
+            cells = []
+        elif routed and (found := _PATH.match(line)):
+            cells.append(found[2])
+        elif routed and cells and not path and (found := _PATH_TIME.match(line)):
+            path = f"{cells[0]} to {cells[-1]}: {found[1]}"
         elif found := _USED.match(line):
             used[found[1]], available[found[1]] = int(found[2]), int(found[3])
         elif line.startswith("ERROR: "):
@@ -92,7 +104,7 @@ def parse(lines: Iterable[str]) -> Routed:
         )
     if error or clock is None:
         raise DlasError(f"nextpnr found no route: {error or 'it reported no frequency after routing'}")
-    return Routed(clock, used, available)
+    return Routed(clock, used, available, path)
 
 
 def fmax(
@@ -124,7 +136,7 @@ def fmax_of(source: str, *, nodsp: bool = False, target_mhz: float = TARGET_MHZ,
     synthesis = f"{flow('ecp5', nodsp=nodsp)} -json top.json"
     options = [
         *_DEVICE, "--lpf-allow-unconstrained", "--out-of-context", "--timing-allow-fail",
-        "--freq", f"{target_mhz:g}", "--seed", str(seed),
+        "--freq", f"{target_mhz:g}", "--seed", str(seed), "--router", "router2",
     ]  # fmt: skip
     versions = {name: distribution_version(name) for name in (YOSYS, NEXTPNR)}
 
@@ -149,4 +161,4 @@ def fmax_of(source: str, *, nodsp: bool = False, target_mhz: float = TARGET_MHZ,
     folder = Cache().folder(key_of("routed", source, synthesis, options, versions), make)
     found = parse(json.loads((folder / "lines.json").read_text()))
     steps = f"Yosys {versions[YOSYS]}: {synthesis}; nextpnr-ecp5 {versions[NEXTPNR]}: {' '.join(options)}"
-    return Routed(found.fmax_mhz, found.used, found.available, steps)
+    return Routed(found.fmax_mhz, found.used, found.available, found.path, steps)

@@ -12,7 +12,7 @@ from amaranth.hdl import Cat, EnableInserter, Module, Mux, Signal
 from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import connect, flipped
 
-from dlas.hardware.accelerators._gemm.geometry import ROWS_PER_PARAMETERS, Geometry
+from dlas.hardware.accelerators._gemm.geometry import READ_LATENCY, ROWS_PER_PARAMETERS, Geometry
 from dlas.hardware.accelerators._gemm.loader import Loader
 from dlas.hardware.accelerators._gemm.results import Results
 from dlas.hardware.accelerators._gemm.sequencer import Sequencer
@@ -69,8 +69,8 @@ class GemmDesign(Design):
         pixels = self._memory(m, "pixels", BUS_BITS, g.input_words, advance, loader.pixel_address)
         m.d.comb += [
             pixels[0].addr.eq(sequencer.pixel_address), pixels[1].en.eq(loader.pixel_write), pixels[1].data.eq(word),
-            self.array.pixels.eq(pixels[0].data),
         ]  # fmt: skip
+        operands = [(self.array.pixels, pixels[0].data)]
         chosen = Signal.like(sequencer.weight_step)
         with m.If(advance):
             m.d.sync += chosen.eq(sequencer.weight_step)
@@ -82,8 +82,10 @@ class GemmDesign(Design):
             )
             m.d.comb += [
                 read.addr.eq(sequencer.weight_address), write.en.eq(loader.weight_write[unit]), write.data.eq(word),
-                self.array.weights[unit].eq(read.data.word_select(chosen, step_bits) if several else read.data),
             ]  # fmt: skip
+            operands.append(
+                (self.array.weights[unit], read.data.word_select(chosen, step_bits) if several else read.data)
+            )
             for name, width, strobe, target in (
                 ("biases", BUS_BITS, loader.bias_write, results.biases),
                 ("multipliers", BUS_BITS, loader.multiplier_write, results.multipliers),
@@ -97,6 +99,13 @@ class GemmDesign(Design):
                     write.en.eq(strobe[unit]), write.data.eq(word[:width]),
                 ]  # fmt: skip
 
+        # A register before the array: a buffer gives its word late in the cycle.
+        with m.If(advance):
+            for place, (port, value) in enumerate(operands):
+                held = Signal(len(value), name=f"operand_{place}", reset_less=True)
+                m.d.sync += held.eq(value)
+                m.d.comb += port.eq(held)
+
     def _memory(
         self, m: Module, name: str, width: int, depth: int, advance: Signal, write_to: Signal
     ) -> tuple:
@@ -108,7 +117,7 @@ class GemmDesign(Design):
     def _follow(
         self, m: Module, advance: Signal, loader: Loader, sequencer: Sequencer, results: Results
     ) -> None:
-        """Flags beside the data: one cycle behind the addresses into the array, and past it to the results."""
+        """Flags beside the data: as far behind the addresses into the array as they, and past it to the results."""
         array = self.array
         flags = Cat(sequencer.enable & sequencer.last, sequencer.end, sequencer.parameter_address)
         # Parameters are read until the last row of a tile is on its way back to bytes.
@@ -118,16 +127,17 @@ class GemmDesign(Design):
                 later = Signal(2, name=f"left_{i}")
                 m.d.sync += later.eq(left)
                 left = later
-            m.d.sync += [
-                array.first.eq(sequencer.first),
-                array.last.eq(sequencer.last),
-                array.enable.eq(sequencer.enable),
-            ]
-            for i in range(array.latency):
+            inward = Cat(sequencer.first, sequencer.last, sequencer.enable)
+            for i in range(READ_LATENCY):
+                later = Signal(3, name=f"inward_{i}")
+                m.d.sync += later.eq(inward)
+                inward = later
+            for i in range(READ_LATENCY - 1 + array.latency):
                 later = Signal(len(flags), name=f"flags_{i}")
                 m.d.sync += later.eq(flags)
                 flags = later
         m.d.comb += [
+            Cat(array.first, array.last, array.enable).eq(inward),
             loader.left.eq(Mux(advance, left, 0)),
             results.start.eq(flags[0]), results.end.eq(flags[1]), results.address.eq(flags[2:]),
             array.row.eq(results.row), results.sums.eq(array.sums),

@@ -6,6 +6,9 @@ from dataclasses import dataclass
 
 from dlas.hardware.rtl.sizes import BUS_BYTES, REQUANTIZE_LATENCY
 
+READ_LATENCY = (
+    2  # cycles from an address to its operand at the array: the buffer, and a register close to the array
+)
 ROWS_PER_PARAMETERS = 4  # output channels whose biases, multipliers and shifts fill three words of the bus
 
 
@@ -65,12 +68,12 @@ class Geometry:
     @property
     def latency(self) -> int:
         """Cycles from the last step of a pass being read to its last word on the bus."""
-        return 1 + self.array_latency + self.rows - 1 + REQUANTIZE_LATENCY + 1 + self.units - 1
+        return READ_LATENCY + self.array_latency + self.rows - 1 + REQUANTIZE_LATENCY + 1 + self.units - 1
 
     @property
     def leaving(self) -> int:
         """Cycles from the end of a tile to its weights and parameters being needed no more."""
-        return self.array_latency + self.rows + 1
+        return READ_LATENCY + self.array_latency + self.rows
 
     def interval(self, steps: int) -> int:
         """Cycles from one pass to the next: what the array, the way back to bytes and the bus need at least."""
