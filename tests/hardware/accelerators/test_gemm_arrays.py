@@ -19,7 +19,7 @@ from dlas.kernels.reference.requantize import Requantization
 from dlas.kernels.reference.shift_add import shift_products
 
 SMALL = "weight_kib=4,input_kib=2"
-RTL = [f"vm:units=2,{SMALL}", f"vm-shift:units=1,method=apot,{SMALL}"]
+RTL = [f"vm:units=2,{SMALL}", f"vm-shift:units=1,method=apot,{SMALL}", "sa:rows=4,weight_kib=8,input_kib=4"]
 SLOW_RTL = [
     f"vm:units=1,rounding=single,{SMALL}",
     "sa:weight_kib=8,input_kib=4",

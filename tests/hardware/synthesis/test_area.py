@@ -113,13 +113,7 @@ def test_cells_are_summed_by_kind() -> None:
     assert (lattice.luts, lattice.carries, lattice.flip_flops, lattice.bram_tiles) == (16, 3, 4, 2.0)
 
 
-LARGE = ("sa",)  # 256 elements however small its buffers: a minute
-
-
-@pytest.mark.parametrize(
-    "name",
-    [pytest.param(n, marks=pytest.mark.slow if n in LARGE else ()) for n in sorted(accelerators.names())],
-)
+@pytest.mark.parametrize("name", sorted(accelerators.names()))
 def test_every_accelerator_has_an_area(name: str) -> None:
     found = area(accelerator_for(smallest(name)))
     assert found.luts > 100

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 class SaOptions:
     """Options of the systolic array."""
 
+    rows: int = option(16, "rows of 16 elements: output channels at a time", choices=(4, 8, 16))
     rounding: str = option(
         "double", "of sums: as TFLite's reference kernels, or once", choices=("double", "single")
     )
@@ -33,10 +34,10 @@ class SaOptions:
 
 @accelerators.register("sa")
 class Sa(GemmAccelerator):
-    """16 output channels by 16 pixels, one product deep; operands move from element to element."""
+    """Output channels by 16 pixels, one product deep; operands move from element to element."""
 
     name = "sa"
-    summary = "SECDA's systolic array: 16 x 16 sums that stay where they are, int8"
+    summary = "SECDA's systolic array: up to 16 x 16 sums that stay where they are, int8"
     Options = SaOptions
     options: SaOptions
 
@@ -44,12 +45,11 @@ class Sa(GemmAccelerator):
     def geometry(self) -> Geometry:
         """Sizes."""
         o = self.options
-        return Geometry(
-            1, SIDE, SIDE, 1, SIDE + 1, weight_words=o.weight_kib * 64, input_words=o.input_kib * 64
-        )
+        words = {"weight_words": o.weight_kib * 64, "input_words": o.input_kib * 64}
+        return Geometry(1, o.rows, SIDE, 1, SIDE + 1, skew=SIDE, **words)
 
     def array(self) -> SumArray:
         """The array."""
         from dlas.hardware.rtl.arrays import SystolicArray
 
-        return SystolicArray(1, SIDE, SIDE, 1)
+        return SystolicArray(1, self.options.rows, SIDE, 1)

@@ -29,6 +29,8 @@ class Geometry:
         weight_words: Words of 128 bits that the weight buffer of a unit holds, in two halves.
         input_words: Words of 128 bits that the input buffer holds.
         channel_slots: Output channels of a unit whose parameters fit, in two halves.
+        skew: Cycles between the first and the last finished sum of a row, which is read when all are; none of the next
+            pass may be finished before.
     """
 
     units: int
@@ -40,6 +42,7 @@ class Geometry:
     weight_words: int = 4096
     input_words: int = 8192
     channel_slots: int = 1024
+    skew: int = 1
 
     @property
     def steps_per_word(self) -> int:
@@ -77,4 +80,4 @@ class Geometry:
 
     def interval(self, steps: int) -> int:
         """Cycles from one pass to the next: what the array, the way back to bytes and the bus need at least."""
-        return max(steps, self.rows, self.words_per_pass)
+        return max(steps, self.rows, self.words_per_pass, self.skew)
