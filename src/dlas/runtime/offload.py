@@ -16,6 +16,7 @@ import numpy as np
 from dlas.core.errors import OptionError, UnsupportedError
 from dlas.core.figure import Figure, Source
 from dlas.graph.model import Model
+from dlas.graph.qoperators import decoded
 from dlas.hardware.accelerator import LEVELS, Accelerator, Cycles, DoesNotFitError, Layer
 from dlas.kernels.kernel import Context, Form, Kernel, Node, PythonLayer
 from dlas.kernels.layout import Layout, Storage
@@ -75,7 +76,7 @@ class Offloaded:
     ) -> None:
         if level not in LEVELS:
             raise OptionError("level", level, "one of " + ", ".join(LEVELS))
-        model = deployable(model)
+        model = deployable(decoded(model))
         rounding = getattr(accelerator.options, "rounding", "double")
         network = prepared(model, batch=batch, rounding=rounding)
         context = Context.here(threads)

@@ -55,14 +55,14 @@ class Requantize(wiring.Component):
         # halves, a block multiplier each; 5: their sum
         multiplier, shift = (
             [Signal(signed(32), name=f"multiplier_{i}") for i in range(3)],
-            [Signal(signed(8), name=f"shift_{i}") for i in range(5)],
+            [Signal(signed(8), name=f"shift_{i}") for i in range(4)],
         )
         bias = Signal(signed(32), reset_less=True)
         m.d.sync += [bias.eq(self.bias), multiplier[0].eq(self.multiplier), shift[0].eq(self.shift)]
         m.d.sync += [late.eq(soon) for soon, late in pairwise(multiplier)]
         m.d.sync += [late.eq(soon) for soon, late in pairwise(shift)]
         twice = self._is("double")
-        by, half, rest, above = self._masks(m, shift[4], twice)
+        by, half, rest, above = self._masks(m, shift[3], twice)
         for lane in range(self.lanes):
             given, total, left = (
                 Signal(signed(32), name=n, reset_less=True) for n in ("given", "total", "left")
@@ -91,13 +91,15 @@ class Requantize(wiring.Component):
         return Const(1, 1) if len(self.modes) == 1 else self.mode == MODES.index(mode)
 
     def _masks(self, m: Module, shift: Signal, twice: Value) -> tuple[Signal, ...]:
-        """6, for all lanes: by how much to shift; the highest bit that falls off, those below, those beyond `_KEPT`."""
+        """5 and 6, for all lanes: by how much to shift; the highest bit that falls off, those below, those beyond."""
         by, (half, rest, above) = Signal(6), (Signal(self._width, name=n) for n in ("half", "rest", "above"))
         amount, bit = Signal(6), Signal(self._width)
         once, left_over = (31 - shift).as_unsigned()[:6], Mux(shift < 0, -shift, 0).as_unsigned()[:6]
-        m.d.comb += [amount.eq(Mux(twice, left_over, once)), bit.eq(Const(1, 1) << amount)]
+        ones = Const(-1, signed(self._width))
+        m.d.comb += bit.eq(Const(1, 1) << amount)
         m.d.sync += [
-            by.eq(amount), half.eq(bit >> 1), rest.eq((bit >> 1) - 1), above.eq(-(bit << (_KEPT - 1))),
+            amount.eq(Mux(twice, left_over, once)),
+            by.eq(amount), half.eq(bit >> 1), rest.eq((bit >> 1) - 1), above.eq((ones << amount) << (_KEPT - 1)),
         ]  # fmt: skip
         return by, half, rest, above
 

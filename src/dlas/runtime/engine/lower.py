@@ -12,6 +12,7 @@ from dlas.core.errors import ModelError, UnsupportedError
 from dlas.graph.model import Model
 from dlas.graph.padding import fold_padding
 from dlas.graph.passes import bind_batch, infer_shapes, simplify
+from dlas.graph.qoperators import decoded, has_contrib_operators
 from dlas.kernels.kernel import Node, Operand
 from dlas.runtime.engine.network import Call, Network
 
@@ -45,6 +46,8 @@ def lower(model: Model, *, batch: int = 1, fold_pads: bool = True) -> Network:
         ShapeError: A dimension beyond the batch is dynamic.
         UnsupportedError: Shapes inside depend on values, or an operator is not of the ONNX standard.
     """
+    if has_contrib_operators(model):
+        model = decoded(model)
     graph = bind_batch(model, batch).editable()
     simplify(graph)
     if fold_pads:
