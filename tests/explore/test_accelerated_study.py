@@ -85,6 +85,12 @@ def test_its_answers_are_checked_and_its_time_is_a_sum_that_says_so(result: Stud
     assert any("100 MHz" in note for note in point.record.facts["notes"])
 
 
+def test_points_that_differ_in_their_target_have_names_of_their_own(result: StudyResult) -> None:
+    labels = [p.label for p in result.points]
+    assert len(labels) == len(set(labels))
+    assert _point(result, "int8", "vm:units=1").label == "int8 · engine · 1 thread · vm:units=1"
+
+
 def test_a_faster_clock_and_more_units_take_less(result: StudyResult) -> None:
     slow, fast = (
         _point(result, "int8", target).record.figures for target in ("vm:units=1", "vm:mhz=150,units=4")

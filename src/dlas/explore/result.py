@@ -57,13 +57,14 @@ class Point:
 
     @property
     def label(self) -> str:
-        """Short name for charts: ``int8 · onnxruntime · 1 thread``."""
-        threads = self.choices.get("threads", "1")
+        """Short name for charts: ``int8 · onnxruntime · 1 thread``, with the target where it is another."""
+        threads, target = self.choices.get("threads", "1"), self.choices.get("target", "host")
         return " · ".join(
             [
                 self.choices.get("compress", "none"),
                 self.choices.get("backend", "?"),
                 f"{threads} thread" + ("s" if threads != "1" else ""),
+                *([] if target == "host" else [target]),
             ]
         )
 
