@@ -58,7 +58,7 @@ def test_a_worker_builds_answers_and_times(model_path, tmp_path):
         assert 0 < memory["peak_bytes"] < memory["process_bytes"]
         assert memory["source"] == "measured"
         rows = worker.call("dlas.runtime.session:profile", 3)
-        assert {"name", "op", "milliseconds"} == set(rows[0])
+        assert {"name", "op", "milliseconds", "source"} == set(rows[0])
 
 
 def test_memory_does_not_count_the_data_set(model_path, tmp_path):
