@@ -106,6 +106,21 @@ def test_area_beside_speed(
     assert last[-3:] == [f"{four:,}", f"{one / four:.2f}x", f"{one / four / 4:.2f}x"]
 
 
+def test_accelerators_without_a_layer_in_common_are_not_compared() -> None:
+    from dlas.cli.hw.designs import _refuse_nothing_in_common
+    from dlas.core.errors import UnsupportedError
+    from dlas.hardware.accelerator import Cycles
+    from dlas.runtime.unit_profile import LayerUnits, UnitProfile
+
+    def profile(layer: str) -> UnitProfile:
+        units = LayerUnits(layer, "QConv", Cycles({"total": 3}), {"compute": 2}, "compute", 0, {})
+        return UnitProfile("net", "vm", "tlm", "", (units,), {})
+
+    _refuse_nothing_in_common([profile("a"), profile("a")])
+    with pytest.raises(UnsupportedError, match="no layer of net in common"):
+        _refuse_nothing_in_common([profile("a"), profile("b")])
+
+
 def test_dqa_units_side_by_side(capsys: pytest.CaptureFixture[str]) -> None:
     assert (
         run_command(["hw", "dqa", "--accel", "dqa:n=4,m=2", "--sizes", "49,100", "--runs", "3", "--json"])
@@ -186,6 +201,7 @@ def test_list_and_new(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
         (["verify", "vm:rounding=half"], "rounding"),
         (["profile", "digits-cnn"], "not quantised"),
         (["profile", "NET", "--level", "gate"], "tlm"),
+        (["area", "vm:units=1", "--model", "digits-cnn"], "not quantised"),
         (["dqa", "--sizes", "49,many"], "whole numbers"),
         (["dqa", "--accel", "vm"], "dqa with its options"),
         (["llm", "NET"], "GGUF"),

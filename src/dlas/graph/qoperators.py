@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -45,7 +46,7 @@ def decoded(model: Model) -> Model:
         return model
     remove_unused(graph)
     infer_shapes(graph)
-    return Model(graph, model.name, model.preprocessing, model.source, model.history)
+    return replace(model, ir=graph, torch_module=None)
 
 
 class _Decoder:

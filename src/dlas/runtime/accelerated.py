@@ -158,7 +158,7 @@ def run_accelerated(
         figures,
         spans,
         len(inputs),
-        (f"time at {clock_mhz:g} MHz, a clock that was assumed; CPU time is that of this machine",),
+        (_clock_note(clock_mhz),),
     )
 
 
@@ -185,7 +185,7 @@ class AcceleratedExecutable(Executable):
         left = [layer.name for layer in self._offloaded.layers if layer.reason]
         self.notes = (
             f"{target.accelerator.spelled()} ({target.options.level}): {verified}",
-            f"time at {self._mhz:g} MHz, a clock that was assumed; CPU time is that of this machine",
+            _clock_note(self._mhz),
             *([f"{len(left)} layers with products stay on the CPU: {', '.join(left[:3])}"] if left else []),
         )
 
@@ -215,6 +215,10 @@ class AcceleratedExecutable(Executable):
     def close(self) -> None:
         """Let go of what the CPU's part holds."""
         self._offloaded.close()
+
+
+def _clock_note(mhz: float) -> str:
+    return f"time at {mhz:g} MHz, a clock that was assumed; CPU time is that of this machine"
 
 
 def _times(cycles: Cycles, clock_mhz: float, cpu_ms: Figure) -> dict[str, Figure]:

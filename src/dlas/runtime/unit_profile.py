@@ -11,9 +11,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from dlas.core.errors import OptionError
 from dlas.graph.model import Model
-from dlas.hardware.accelerator import LEVELS, Accelerator, Cycles
+from dlas.hardware.accelerator import Accelerator, Cycles
 from dlas.hardware.verification import require
 from dlas.runtime.offload import Offloaded, Placed
 
@@ -162,8 +161,6 @@ def profile_units(model: Model, accelerator: Accelerator, *, level: str = "tlm")
         CheckFailedError: The accelerator is known to differ from its RTL.
         OptionError: There is no such level.
     """
-    if level not in LEVELS:
-        raise OptionError("level", level, "one of " + ", ".join(LEVELS))
     verified = require(accelerator)
     offloaded = Offloaded(model, accelerator, level=level)
     try:

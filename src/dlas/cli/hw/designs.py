@@ -102,8 +102,11 @@ def area(
 
     chosen = [accelerator_for(text) for text in accelerators]
     network = api.load(model, architecture=architecture) if model else None
+    # First what takes a second and may be refused: synthesis takes minutes.
+    profiles = [profile_units(network, accelerator) if network else None for accelerator in chosen]
+    _refuse_nothing_in_common([profile for profile in profiles if profile])
     found = []
-    for accelerator in chosen:
+    for accelerator, ran in zip(chosen, profiles, strict=True):
         say(f"  {accelerator.spelled()}: Yosys")
         taken = area_of(accelerator, family=family, nodsp=nodsp)
         boards = [fits(taken, board) for board in BOARDS.values() if board.family == family]
@@ -111,16 +114,13 @@ def area(
         if fmax:
             say(f"  {accelerator.spelled()}: nextpnr")
             clock = clock_of(accelerator)
-        ran = profile_units(network, accelerator) if network is not None else None
         found.append(_Built(accelerator, taken, boards, clock, ran))
     if json:
         write_json([one.to_dict() for one in found])
         return
-    columns, rows, notes = (
-        ["accelerator", "LUTs", "flip-flops", "carries", "DSPs", "BRAM tiles", "fits", "MHz"],
-        [],
-        [],
-    )
+    columns = ["accelerator", "LUTs", "flip-flops", "carries", "DSPs", "BRAM tiles", "fits", "MHz"]
+    rows: list[list[str]] = []
+    notes: list[str] = []
     for one in found:
         fit = ", ".join(f"{b.board.name} {'yes' if b.fits else 'no: ' + b.reason}" for b in one.boards)
         mhz = "" if one.clock is None else figure_text(next(iter(one.clock.figures.values())))
@@ -162,14 +162,30 @@ class _Built:
         }
 
 
+def _in_common(profiles: list[UnitProfile]) -> set[str]:
+    """Layers that every accelerator takes."""
+    return set.intersection(*({layer.name for layer in profile.layers} for profile in profiles))
+
+
+def _refuse_nothing_in_common(profiles: list[UnitProfile]) -> None:
+    from dlas.core.errors import UnsupportedError
+
+    if profiles and not _in_common(profiles):
+        names = ", ".join(profile.accelerator for profile in profiles)
+        raise UnsupportedError(
+            f"{names} take no layer of {profiles[0].model} in common",
+            "compare accelerators of the same operators",
+        )
+
+
 def _beside_speed(rows: list[list[str]], found: list[_Built], network: str, nodsp: bool) -> list[str]:
     """Append the columns of speed, over the layers that every accelerator takes; returns what they mean."""
     from dlas.hardware.accelerated import CLOCK_MHZ
     from dlas.hardware.accelerator import Cycles
     from dlas.hardware.synthesis.energy import energy
 
+    common = _in_common([one.ran for one in found if one.ran is not None])
     ran = [(one, one.ran.layers) for one in found if one.ran is not None]
-    common = set.intersection(*({layer.name for layer in layers} for _, layers in ran))
     taken = [sum((x.counted for x in layers if x.name in common), Cycles()) for _, layers in ran]
     used = [
         energy(one.accelerator, cycles, clock_mhz=CLOCK_MHZ, nodsp=nodsp)
